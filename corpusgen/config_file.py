@@ -1,0 +1,295 @@
+"""Read a configuration file strictly, and explain every mistake in one sentence.
+
+YAML 1.2 is read with ruamel.yaml (duplicate keys are errors there); `${NAME}` and
+`${NAME:-default}` in text values read the environment, `$${` stands for a literal `${`. The
+unexpanded text is what is stored with a corpus, so that no secret is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from corpusgen import config as model
+from corpusgen.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$(\$)?\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_PATH = re.compile(r" - at `(?:key in )?\$?([^`]*)`$")
+_UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$")
+_MISSING = re.compile(r"^Object missing required field `(.*)`$")
+
+
+class LoadedConfig(msgspec.Struct, frozen=True):
+    """A configuration with the text that it came from."""
+
+    config: model.Config
+    text: str
+    """The YAML with `--set` applied and `${NAME}` unexpanded: what is stored with the corpus."""
+    directory: Path
+    """Where relative prompt paths start."""
+    source: str
+    """How messages name it."""
+
+
+def read_config(
+    path: Path,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] = os.environ,
+) -> LoadedConfig:
+    """Read, override, expand and check a configuration file.
+
+    `overrides` are `key.path=value` pairs; the value is read as YAML. Raises `ConfigError`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file. Write a starter file with `corpusgen init {path}`."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}.") from None
+    return parse_config(text, overrides, environment, directory=path.parent, source=str(path))
+
+
+def parse_config(
+    text: str,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] = os.environ,
+    *,
+    directory: Path = Path(),
+    source: str = "configuration",
+) -> LoadedConfig:
+    """Do what `read_config` does, on text."""
+    tree = _parse_yaml(text, source)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: must be a mapping of keys, such as `out: runs/first`.")
+    for override in overrides:
+        _apply(tree, override)
+    expanded = _expand(tree, environment, source, "")
+    config = convert(expanded, source)
+    _check(config, source)
+    return LoadedConfig(config, _dump(tree) if overrides else text, directory, source)
+
+
+def convert(tree: Any, source: str) -> model.Config:
+    """Turn a tree of plain values into a checked `Config`; raise `ConfigError` with the key's path."""
+    try:
+        return msgspec.convert(tree, model.Config, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(str(error), tree)}") from None
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the configuration, for editors (`corpusgen.schema.json`)."""
+    schema = msgspec.json.schema(model.Config)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "corpusgen configuration",
+        **schema,
+    }
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    return yaml
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return _yaml().load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}" if mark else source
+        problem = (error.problem or "not valid YAML").replace("\n", " ")
+        raise ConfigError(f"{where}: not valid YAML: {problem}.") from None
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}.") from None
+
+
+def _dump(tree: Any) -> str:
+    from io import StringIO
+
+    out = StringIO()
+    _yaml().dump(tree, out)
+    return out.getvalue()
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, raw = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: must be key=value, such as teacher.model=my-model.")
+    value = _parse_yaml(raw, f"--set {key}") if raw else ""
+    node: Any = tree
+    steps = key.split(".")
+    for depth, step in enumerate(steps):
+        last = depth == len(steps) - 1
+        if isinstance(node, list):
+            if not step.isdigit() or int(step) >= len(node):
+                at = ".".join(steps[:depth])
+                raise ConfigError(
+                    f"--set {key}: {at} is a list of {len(node)}; use an index such as {at}.0."
+                )
+            if last:
+                node[int(step)] = value
+            else:
+                node = node[int(step)]
+        elif isinstance(node, dict):
+            if last:
+                node[step] = value
+            else:
+                node = node.setdefault(step, {})
+        else:
+            raise ConfigError(f"--set {key}: {'.'.join(steps[:depth])} holds a value, not keys.")
+
+
+def _expand(node: Any, environment: Mapping[str, str], source: str, at: str) -> Any:
+    if isinstance(node, dict):
+        return {
+            key: _expand(value, environment, source, f"{at}.{key}" if at else str(key))
+            for key, value in node.items()
+        }
+    if isinstance(node, list):
+        return [
+            _expand(value, environment, source, f"{at}[{index}]")
+            for index, value in enumerate(node)
+        ]
+    if not isinstance(node, str) or "${" not in node:
+        return node
+
+    def replace(match: re.Match[str]) -> str:
+        escaped, name, default = match.groups()
+        if escaped:
+            return match.group(0)[1:]
+        if name in environment:
+            return environment[name]
+        if default is not None:
+            return default
+        raise ConfigError(
+            f"{source}: {at} reads ${{{name}}}, but the environment variable {name} is not set."
+        )
+
+    return _VARIABLE.sub(replace, node)
+
+
+def _explain(message: str, tree: Any) -> str:
+    located = _PATH.search(message)
+    at = located.group(1).lstrip(".") if located else ""
+    problem = message[: located.start()] if located else message
+    unknown, missing = _UNKNOWN.match(problem), _MISSING.match(problem)
+    if unknown:
+        key = unknown.group(1)
+        where = f"{at}.{key}" if at else key
+        return f"unknown key {where}.{_nearest(key, at, tree)}"
+    if missing:
+        key = missing.group(1)
+        return f"{at}.{key} is missing; set it." if at else f"{key} is missing; set it."
+    if problem.startswith("Invalid value ") and at.endswith("kind"):
+        kinds = ", ".join(sorted(_tags(model.TeacherConfig)))
+        return f"{at}: {problem.removeprefix('Invalid value ')} is no kind of teacher; use {kinds}."
+    problem = problem[0].lower() + problem[1:]
+    problem = problem.replace("`str`", "text").replace("`object`", "a mapping")
+    problem = problem.replace("`array`", "a list").replace("`", "")
+    return f"{at or 'the file'}: {problem}."
+
+
+def _nearest(key: str, at: str, tree: Any) -> str:
+    fields = _fields_at(at, tree)
+    near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean {near[0]}?"
+    return f" Known keys here: {', '.join(fields)}." if fields else ""
+
+
+def _fields_at(at: str, tree: Any) -> list[str]:
+    kind: Any = model.Config
+    node = tree
+    for step in [part for part in re.split(r"\.|(?=\[)", at) if part]:
+        if step.startswith("["):
+            index = step.strip("[]")
+            kind = _inner(kind)
+            if isinstance(node, list) and index.isdigit():
+                node = node[int(index)]
+            elif isinstance(node, dict):  # msgspec writes `[...]` for a mapping's values
+                node = next(iter(node.values()), None)
+        else:
+            kind = _member(kind, node, step)
+            node = node.get(step) if isinstance(node, dict) else None
+    struct = _struct(kind, node)
+    return [] if struct is None else list(struct.__struct_fields__)
+
+
+def _member(kind: Any, node: Any, step: str) -> Any:
+    struct = _struct(kind, node)
+    return None if struct is None else get_type_hints(struct, include_extras=False).get(step)
+
+
+def _inner(kind: Any) -> Any:
+    arguments = [a for a in _options(kind) if get_origin(a) in (list, dict)]
+    return get_args(arguments[0])[-1] if arguments else None
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    origin = get_origin(kind)
+    if origin is Union or type(kind).__name__ == "UnionType":
+        return get_args(kind)
+    return (kind,)
+
+
+def _struct(kind: Any, node: Any) -> type[msgspec.Struct] | None:
+    structs = [
+        option
+        for option in _options(kind)
+        if isinstance(option, type) and issubclass(option, msgspec.Struct)
+    ]
+    if len(structs) > 1 and isinstance(node, dict):
+        structs = [s for s in structs if s.__struct_config__.tag == node.get("kind")]
+    return structs[0] if structs else None
+
+
+def _tags(kind: Any) -> list[str]:
+    return [str(option.__struct_config__.tag) for option in _options(kind)]
+
+
+def _check(config: model.Config, source: str) -> None:
+    """Check what a type cannot say: the keys that need each other or exclude each other."""
+    if (config.teacher is None) == (not config.teachers):
+        raise ConfigError(f"{source}: set either teacher or teachers, and only one of them.")
+    teachers = model.teachers_of(config)
+    seen: dict[str, int] = {}
+    for index, prompt_set in enumerate(config.prompts):
+        at = f"prompts[{index}]"
+        if (prompt_set.path is None) == (prompt_set.dataset is None):
+            raise ConfigError(f"{source}: {at}: set either path or dataset, and only one of them.")
+        name = model.set_name(prompt_set)
+        if name in seen:
+            raise ConfigError(
+                f"{source}: {at} and prompts[{seen[name]}] are both named {name}; "
+                "give one of them another name."
+            )
+        seen[name] = index
+        if prompt_set.teacher is None and len(teachers) > 1:
+            raise ConfigError(
+                f"{source}: {at}.teacher is missing; name one of {', '.join(teachers)}."
+            )
+        if prompt_set.teacher is not None and prompt_set.teacher not in teachers:
+            raise ConfigError(
+                f"{source}: {at}.teacher: there is no teacher {prompt_set.teacher}; "
+                f"use one of {', '.join(teachers)}."
+            )
+    names = [export.name or export.format for export in config.export]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"{source}: export: two exports are named {name}; give one of them a name."
+            )
+
+

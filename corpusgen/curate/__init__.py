@@ -1,0 +1,1 @@
+"""Curation: verdicts on generations, which themselves are never changed."""
