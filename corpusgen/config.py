@@ -18,7 +18,8 @@ from corpusgen.types import Sampling
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Money = Annotated[str, Meta(pattern=r"^\d+(\.\d{1,12})?$")]
+Money = Annotated[str, Meta(pattern=r"^\d+(\.\d{1,12})?$")] | Annotated[float, Meta(ge=0)]
+"""Dollars; decimal text is exact, a number is read as it is written."""
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
 
 
@@ -87,7 +88,7 @@ class Price(Strict, frozen=True, kw_only=True):
 
 
 class FakeTeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="fake"):
-    """A teacher without a model: deterministic text, tokens and distributions; for trying and tests."""
+    """A teacher without a model: deterministic text and distributions; for trying and tests."""
 
     model: str = "fake-1"
     revision: str | None = None
@@ -284,7 +285,7 @@ class Config(Strict, frozen=True, kw_only=True):
 def teachers_of(config: Config) -> dict[str, TeacherConfig]:
     """Return the teachers by name; a single `teacher` is named by its model's last part."""
     if config.teacher is not None:
-        return {"teacher": config.teacher}
+        return {_as_name(config.teacher.model.removesuffix(".gguf")) or "teacher": config.teacher}
     return dict(config.teachers)
 
 
@@ -292,9 +293,14 @@ def set_name(prompt_set: PromptSet) -> str:
     """Return the prompt set's name: its own, or one made from its path or dataset."""
     if prompt_set.name is not None:
         return prompt_set.name
-    source = prompt_set.path or prompt_set.dataset or "prompts"
-    stem = source.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).strip("-.") or "prompts"
+    source = (prompt_set.path or prompt_set.dataset or "").rstrip("/")
+    return _as_name(source.rsplit("/", 1)[-1].split(".", 1)[0]) or "prompts"
+
+
+def _as_name(path: str) -> str:
+    last = path.rstrip("/").rsplit("/", 1)[-1]
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in last)
+    return kept.strip("-._")[:120]
 
 
 def set_sampling(config: Config, prompt_set: PromptSet) -> Sampling:
@@ -309,7 +315,7 @@ def set_sampling(config: Config, prompt_set: PromptSet) -> Sampling:
 
 
 def set_teacher(config: Config, prompt_set: PromptSet) -> str:
-    """Return the name of the teacher that answers a set; `config_file` has checked that it exists."""
+    """Return the name of the teacher that answers a set; `config_file` checked that it exists."""
     if prompt_set.teacher is not None:
         return prompt_set.teacher
     return next(iter(teachers_of(config)))
@@ -317,4 +323,5 @@ def set_teacher(config: Config, prompt_set: PromptSet) -> str:
 
 def budget_usd(config: Config) -> Decimal | None:
     """Return the run's budget, null where there is none."""
-    return None if config.generate.budget_usd is None else Decimal(config.generate.budget_usd)
+    limit = config.generate.budget_usd
+    return None if limit is None else Decimal(str(limit))

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from ruamel.yaml import YAML
@@ -80,7 +80,7 @@ def parse_config(
 
 
 def convert(tree: Any, source: str) -> model.Config:
-    """Turn a tree of plain values into a checked `Config`; raise `ConfigError` with the key's path."""
+    """Turn a tree of plain values into a `Config`; raise `ConfigError` with the key's path."""
     try:
         return msgspec.convert(tree, model.Config, strict=True)
     except msgspec.ValidationError as error:
@@ -291,5 +291,3 @@ def _check(config: model.Config, source: str) -> None:
             raise ConfigError(
                 f"{source}: export: two exports are named {name}; give one of them a name."
             )
-
-

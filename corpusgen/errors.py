@@ -11,7 +11,8 @@
         ├── again                  RateLimited, Overloaded, ServerFault, ConnectionFailed,
         │                          AnswerTimeout, TornAnswer
         ├── never                  Rejected, ContextOverflow, ContentRefused
-        └── fatal                  AuthenticationFailed, ModelNotFound, QuotaExhausted, TeacherBroken
+        └── fatal                  AuthenticationFailed, ModelNotFound, QuotaExhausted,
+                                   TeacherBroken
 
 A failure of one sample is data: the fan-out turns a `TeacherError` of the first two branches into
 a failure row. Only the third branch, and every other class here, ends a run.
@@ -83,6 +84,8 @@ class TeacherError(CorpusgenError):
 
     outcome: ClassVar[str] = "error"
     retry: ClassVar[RetryClass] = "never"
+    may_be_billed: ClassVar[bool] = False
+    """Whether the provider may charge for it all the same: then its reservation stays charged."""
 
     def __init__(
         self,
@@ -128,6 +131,7 @@ class ConnectionFailed(TeacherError):
 
     outcome = "connection"
     retry = "again"
+    may_be_billed = True
 
 
 class AnswerTimeout(TeacherError):
@@ -135,6 +139,7 @@ class AnswerTimeout(TeacherError):
 
     outcome = "timeout"
     retry = "again"
+    may_be_billed = True
 
 
 class TornAnswer(TeacherError):
@@ -142,6 +147,7 @@ class TornAnswer(TeacherError):
 
     outcome = "torn_answer"
     retry = "again"
+    may_be_billed = True
 
 
 class Rejected(TeacherError):

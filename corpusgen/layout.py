@@ -63,7 +63,7 @@ class Layout(msgspec.Struct, frozen=True):
         return self.root / "status.json"
 
     def segment(self, number: int, ending: str) -> Path:
-        """Return a plan segment's file: `000001.parquet`, `000001-changes.parquet`, `000001.json`."""
+        """Return a planning's file: `000001.json`, `000001-00000.parquet`, `000001-changes…`."""
         return self.plan / f"{number:06d}{ending}"
 
     def part(self, kind: str, partition: int, part: int) -> Path:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from corpusgen.errors import ConfigError
@@ -43,3 +46,18 @@ def load(group: str, name: str) -> Callable[..., Any]:
     if not callable(factory):
         raise ConfigError(f"the {word} {name} ({found[0].value}) is not a function.")
     return factory  # type: ignore[no-any-return]
+
+
+def fingerprint(group: str, name: str) -> str | None:
+    """Return what changes with a plug-in's code: its package's version and its module's digest.
+
+    Null for the built-in ones, whose users carry an algorithm version, and for unknown names.
+    """
+    found = [entry for entry in entry_points(group=group) if entry.name == name]
+    if not found or found[0].value.startswith("corpusgen."):
+        return None
+    spec = find_spec(found[0].module)
+    origin = Path(spec.origin) if spec is not None and spec.origin else None
+    source = origin.read_bytes() if origin is not None and origin.is_file() else b""
+    version = found[0].dist.version if found[0].dist is not None else ""
+    return f"{found[0].value} {version} {hashlib.blake2b(source, digest_size=16).hexdigest()}"

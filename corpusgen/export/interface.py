@@ -3,6 +3,11 @@
 A format turns a table of kept generations into a table of dataset rows, one to one and in order;
 which rows there are, their split, sharding, files and the card are not its business.
 
+Every table of one export has the same schema. What no generation of the corpus has is not in it: an
+optional column (`tools`, `reasoning`, `tool_calls`, `reference`, `metadata`) then has Arrow's null
+type, and a message's struct lacks the optional field (`name`, `tool_calls`, `tool_call_id`). So a
+format can leave out what nobody has and keep one schema; it is first asked to convert no rows.
+
 Register `create(options: corpusgen.config.Export) -> Exporter` under the entry point group
 `corpusgen.exporters`.
 """

@@ -1,0 +1,5 @@
+"""Run the command line as `python -m corpusgen`."""
+
+from corpusgen.cli import main
+
+main()

@@ -1,0 +1,180 @@
+"""The lock of a corpus: a lease file that is renewed, because flock is unsafe on NFS and Lustre.
+
+A lease names its owner (host, boot, process, start time) and is renewed by rewriting its time. On
+the owner's own host a dead process is recognised at once; elsewhere a lease is dead when the file
+system's clock says that it was not renewed for `EXPIRES_S`. Taking over renames the dead lease
+away first, and rename lets only one taker win.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from corpusgen.errors import CorpusLocked
+from corpusgen.files import TEMPORARY_SUFFIX, put_if_absent
+
+RENEW_S = 10.0
+EXPIRES_S = 90.0
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """Who holds a lease."""
+
+    token: str
+    host: str
+    boot: str
+    pid: int
+    started: str
+    """The process' start time in clock ticks since boot: a pid alone may be used again."""
+    command: str
+
+
+def this_process(command: str) -> Owner:
+    """Return this process as an owner, with a token of its own."""
+    return Owner(
+        token=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        boot=_boot_id(),
+        pid=os.getpid(),
+        started=_start_time(os.getpid()) or "",
+        command=command,
+    )
+
+
+def holder(path: Path) -> Owner | None:
+    """Return the live owner of a lease, null where there is none or a dead one."""
+    owner = _read(path)
+    return owner if owner is not None and not _dead(owner, path) else None
+
+
+class Lease:
+    """Hold a corpus while the `with` block runs; renew it from a thread.
+
+    Entering raises `CorpusLocked` where another live process holds it.
+    """
+
+    def __init__(self, path: Path, command: str, *, renew_s: float = RENEW_S) -> None:
+        self._path = path
+        self._owner = this_process(command)
+        self._renew_s = renew_s
+        self._stop = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        content = msgspec.json.format(msgspec.json.encode(self._owner)) + b"\n"
+        while not put_if_absent(self._path, content):
+            self._take_from_dead()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._is_ours():
+            self._path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise `CorpusLocked` if the lease was lost, so that no commit follows."""
+        if self._lost or not self._is_ours():
+            raise CorpusLocked(
+                f"{self._path}: the lease was lost to another process (was this one suspended?). "
+                "Nothing more is written here; run the command again."
+            )
+
+    def _take_from_dead(self) -> None:
+        owner = _read(self._path)
+        if owner is not None and not _dead(owner, self._path):
+            raise CorpusLocked(
+                f"{self._path.parent}: process {owner.pid} on {owner.host} is writing to this "
+                f"corpus (`corpusgen {owner.command}`). Wait for it, or stop it first."
+            )
+        aside = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
+        try:
+            self._path.rename(aside)
+        except FileNotFoundError:
+            return
+        taken = _read(aside)
+        if taken is not None and owner is not None and taken.token != owner.token:
+            put_if_absent(self._path, aside.read_bytes())  # somebody was faster: give it back
+        aside.unlink(missing_ok=True)
+
+    def _is_ours(self) -> bool:
+        owner = _read(self._path)
+        return owner is not None and owner.token == self._owner.token
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._renew_s):
+            try:
+                if not self._is_ours():
+                    self._lost = True
+                    return
+                os.utime(self._path)
+            except OSError:
+                continue  # a file system that hiccups; `check` decides before a commit
+
+
+def _read(path: Path) -> Owner | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Owner)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _dead(owner: Owner, path: Path) -> bool:
+    if owner.host == socket.gethostname():
+        if owner.boot != _boot_id():
+            return True
+        started = _start_time(owner.pid)
+        return started is None or (owner.started != "" and started != owner.started)
+    return _age_s(path) > EXPIRES_S
+
+
+def _age_s(path: Path) -> float:
+    """Return a lease's age by the clock of the file system that it lies on."""
+    probe = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str | None:
+    """Return a live process' start time, null where there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        fields = stat.rpartition(")")[2].split()
+        return None if fields[0] in ("Z", "X") else fields[19]
+    except OSError:
+        pass
+    if Path("/proc/self").exists():
+        return None
+    try:  # no /proc: macOS
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return ""
+    return ""

@@ -1,0 +1,156 @@
+"""Open a corpus for writing: lock it, check what is fixed, store the configuration, plan.
+
+A corpus in which nothing was asked yet holds nothing worth keeping: there a changed configuration
+simply plans anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+import corpusgen
+from corpusgen import config as model
+from corpusgen.config import Config
+from corpusgen.config_file import LoadedConfig
+from corpusgen.corpus import Facts, create_or_check, new_facts
+from corpusgen.errors import ConfigError, CorpusError, PlanConflict
+from corpusgen.events import Log, Observer, Planned
+from corpusgen.files import put_if_absent
+from corpusgen.layout import Layout
+from corpusgen.lease import Lease
+from corpusgen.money import Tariff
+from corpusgen.pipeline.asking import (
+    check_budget,
+    check_capabilities,
+    make_teachers,
+    set_requests,
+    tariff_of,
+)
+from corpusgen.plan.planning import plan
+from corpusgen.plan.segments import Plan
+from corpusgen.teachers.interface import Teacher
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A corpus that this process may write to."""
+
+    loaded: LoadedConfig
+    layout: Layout
+    facts: Facts
+    lease: Lease
+    teachers: dict[str, Teacher]
+    tariffs: dict[str, Tariff | None]
+
+    @property
+    def config(self) -> Config:
+        """The configuration."""
+        return self.loaded.config
+
+    @property
+    def journal_directory(self) -> Path:
+        """Where open partitions' journals lie."""
+        chosen = self.config.generate.journal_dir
+        return Path(chosen) / self.facts.corpus_id if chosen else self.layout.journal
+
+    def plan(self) -> Plan:
+        """Return the plan as it stands now."""
+        return Plan(self.layout, self.facts.partition_size)
+
+
+@contextmanager
+def opened(loaded: LoadedConfig, command: str) -> Iterator[Session]:
+    """Lock the corpus for asking a teacher, for a `with` block; make it where there is none.
+
+    Raises `ConfigError`, `CorpusError`, `CorpusLocked` or `PlanConflict` before anything is asked.
+    """
+    config = loaded.config
+    teachers = make_teachers(config)
+    check_capabilities(config, teachers)
+    configured = model.teachers_of(config)
+    tariffs = {name: tariff_of(configured[name]) for name in teachers}
+    check_budget(config, tariffs)
+    layout = layout_of(config)
+    new = not layout.root.exists()
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CorpusError(f"{layout.root}: cannot be made: {error.strerror}.") from None
+    with Lease(layout.lease, command) as lease:
+        facts = _facts(layout, config)
+        _store(layout, loaded)
+        yield Session(loaded, layout, facts, lease, teachers, tariffs)
+    if new and not any(layout.root.iterdir()):
+        layout.root.rmdir()
+
+
+def layout_of(config: Config) -> Layout:
+    """Return where the corpus of a configuration lies; raise `ConfigError` on an object store."""
+    if "://" in config.out:
+        raise ConfigError(
+            f"out: {config.out} is an object store; this version writes to directories only."
+        )
+    return Layout(Path(config.out))
+
+
+def _facts(layout: Layout, config: Config) -> Facts:
+    generate = config.generate
+    wanted = new_facts(
+        corpusgen.__version__,
+        generate.partition_size,
+        config.sampling.top_logprobs,
+        generate.logprob_precision,
+    )
+    try:
+        return create_or_check(layout, wanted)
+    except PlanConflict:
+        if not _untouched(layout):
+            raise
+        layout.corpus_file.unlink()
+        shutil.rmtree(layout.plan, ignore_errors=True)
+        return create_or_check(layout, wanted)
+
+
+def _untouched(layout: Layout) -> bool:
+    """Tell whether nothing was ever asked in this corpus."""
+    return not any(layout.commits.glob("*.json")) and not any(layout.journal.glob("*.log"))
+
+
+def _store(layout: Layout, loaded: LoadedConfig) -> None:
+    """Keep the configuration, unexpanded, under its digest."""
+    content = loaded.text.encode()
+    digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+    put_if_absent(layout.configurations / f"{digest}.yaml", content)
+
+
+def make_plan(session: Session, observer: Observer, *, add: bool, skip_bad_prompts: bool) -> Plan:
+    """Bring the plan up to the configuration and tell what it holds."""
+    requests = set_requests(session.loaded, session.teachers)
+    skip = skip_bad_prompts or session.config.generate.skip_bad_prompts
+    size = session.facts.partition_size
+    try:
+        result = plan(session.layout, requests, partition_size=size, add=add, skip_bad_prompts=skip)
+    except PlanConflict:
+        if not _untouched(session.layout):
+            raise
+        shutil.rmtree(session.layout.plan)
+        observer(Log("info", "nothing was asked under the old configuration; planning anew"))
+        result = plan(session.layout, requests, partition_size=size, add=add, skip_bad_prompts=skip)
+    current = session.plan()
+    retired = current.retired()
+    observer(
+        Planned(
+            samples=current.samples - len(retired),
+            new_samples=result.new_samples,
+            partitions=current.partitions,
+            aliases=sum(counts.aliases for counts in result.sets.values()),
+            retired=len(retired),
+            bad_prompts=sum(counts.bad_prompts for counts in result.sets.values()),
+        )
+    )
+    return current
