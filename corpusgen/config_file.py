@@ -7,24 +7,24 @@ unexpanded text is what is stored with a corpus, so that no secret is.
 
 from __future__ import annotations
 
-import difflib
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import msgspec
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from corpusgen import config as model
+from corpusgen.config_mistakes import explain
 from corpusgen.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$(\$)?\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_PATH = re.compile(r" - at `(?:key in )?\$?([^`]*)`$")
-_UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$")
-_MISSING = re.compile(r"^Object missing required field `(.*)`$")
+_DUPLICATE = re.compile(r'^found duplicate key "(.*?)" with value ', re.DOTALL)
 
 
 class LoadedConfig(msgspec.Struct, frozen=True):
@@ -54,8 +54,10 @@ def read_config(
         raise ConfigError(
             f"{path}: no such file. Write a starter file with `corpusgen init {path}`."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
     return parse_config(text, overrides, environment, directory=path.parent, source=str(path))
 
 
@@ -73,7 +75,10 @@ def parse_config(
         raise ConfigError(f"{source}: must be a mapping of keys, such as `out: runs/first`.")
     for override in overrides:
         _apply(tree, override)
-    expanded = _expand(tree, environment, source, "")
+    try:
+        expanded = _expand(tree, environment, source, "")
+    except RecursionError:
+        raise ConfigError(f"{source}: an anchor (&) contains itself; write it out.") from None
     config = convert(expanded, source)
     _check(config, source)
     return LoadedConfig(config, _dump(tree) if overrides else text, directory, source)
@@ -84,7 +89,7 @@ def convert(tree: Any, source: str) -> model.Config:
     try:
         return msgspec.convert(tree, model.Config, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(str(error), tree)}") from None
+        raise ConfigError(f"{source}: {explain(str(error), tree)}") from None
 
 
 def json_schema() -> dict[str, Any]:
@@ -109,10 +114,22 @@ def _parse_yaml(text: str, source: str) -> Any:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        problem = (error.problem or "not valid YAML").replace("\n", " ")
-        raise ConfigError(f"{where}: not valid YAML: {problem}.") from None
+        raise ConfigError(f"{where}: not valid YAML: {_yaml_problem(error)}.") from None
     except (YAMLError, ValueError) as error:
-        raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}.") from None
+        problem = " ".join(str(error).split("\n")[:1])
+        raise ConfigError(f"{source}: not valid YAML: {problem}.") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: not valid YAML: it is nested too deeply.") from None
+
+
+def _yaml_problem(error: MarkedYAMLError) -> str:
+    problem = str(error.problem or "it cannot be read")
+    duplicate = _DUPLICATE.match(problem)
+    if isinstance(error, DuplicateKeyError) and duplicate:  # the values may be long, or secret
+        return f"the key {duplicate.group(1)} stands twice"
+    if problem.startswith("but ") and error.context:
+        problem = f"{error.context}, {problem}"
+    return " ".join(problem.split())
 
 
 def _dump(tree: Any) -> str:
@@ -133,7 +150,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     for depth, step in enumerate(steps):
         last = depth == len(steps) - 1
         if isinstance(node, list):
-            if not step.isdigit() or int(step) >= len(node):
+            if not step.isdecimal() or int(step) >= len(node):
                 at = ".".join(steps[:depth])
                 raise ConfigError(
                     f"--set {key}: {at} is a list of {len(node)}; use an index such as {at}.0."
@@ -146,7 +163,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             if last:
                 node[step] = value
             else:
-                node = node.setdefault(step, {})
+                if node.get(step) is None:
+                    node[step] = {}
+                node = node[step]
         else:
             raise ConfigError(f"--set {key}: {'.'.join(steps[:depth])} holds a value, not keys.")
 
@@ -162,6 +181,8 @@ def _expand(node: Any, environment: Mapping[str, str], source: str, at: str) -> 
             _expand(value, environment, source, f"{at}[{index}]")
             for index, value in enumerate(node)
         ]
+    if isinstance(node, float) and not math.isfinite(node):
+        raise ConfigError(f"{source}: {at} must be a finite number.")
     if not isinstance(node, str) or "${" not in node:
         return node
 
@@ -178,85 +199,6 @@ def _expand(node: Any, environment: Mapping[str, str], source: str, at: str) -> 
         )
 
     return _VARIABLE.sub(replace, node)
-
-
-def _explain(message: str, tree: Any) -> str:
-    located = _PATH.search(message)
-    at = located.group(1).lstrip(".") if located else ""
-    problem = message[: located.start()] if located else message
-    unknown, missing = _UNKNOWN.match(problem), _MISSING.match(problem)
-    if unknown:
-        key = unknown.group(1)
-        where = f"{at}.{key}" if at else key
-        return f"unknown key {where}.{_nearest(key, at, tree)}"
-    if missing:
-        key = missing.group(1)
-        return f"{at}.{key} is missing; set it." if at else f"{key} is missing; set it."
-    if problem.startswith("Invalid value ") and at.endswith("kind"):
-        kinds = ", ".join(sorted(_tags(model.TeacherConfig)))
-        return f"{at}: {problem.removeprefix('Invalid value ')} is no kind of teacher; use {kinds}."
-    problem = problem[0].lower() + problem[1:]
-    problem = problem.replace("`str`", "text").replace("`object`", "a mapping")
-    problem = problem.replace("`array`", "a list").replace("`", "")
-    return f"{at or 'the file'}: {problem}."
-
-
-def _nearest(key: str, at: str, tree: Any) -> str:
-    fields = _fields_at(at, tree)
-    near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean {near[0]}?"
-    return f" Known keys here: {', '.join(fields)}." if fields else ""
-
-
-def _fields_at(at: str, tree: Any) -> list[str]:
-    kind: Any = model.Config
-    node = tree
-    for step in [part for part in re.split(r"\.|(?=\[)", at) if part]:
-        if step.startswith("["):
-            index = step.strip("[]")
-            kind = _inner(kind)
-            if isinstance(node, list) and index.isdigit():
-                node = node[int(index)]
-            elif isinstance(node, dict):  # msgspec writes `[...]` for a mapping's values
-                node = next(iter(node.values()), None)
-        else:
-            kind = _member(kind, node, step)
-            node = node.get(step) if isinstance(node, dict) else None
-    struct = _struct(kind, node)
-    return [] if struct is None else list(struct.__struct_fields__)
-
-
-def _member(kind: Any, node: Any, step: str) -> Any:
-    struct = _struct(kind, node)
-    return None if struct is None else get_type_hints(struct, include_extras=False).get(step)
-
-
-def _inner(kind: Any) -> Any:
-    arguments = [a for a in _options(kind) if get_origin(a) in (list, dict)]
-    return get_args(arguments[0])[-1] if arguments else None
-
-
-def _options(kind: Any) -> tuple[Any, ...]:
-    origin = get_origin(kind)
-    if origin is Union or type(kind).__name__ == "UnionType":
-        return get_args(kind)
-    return (kind,)
-
-
-def _struct(kind: Any, node: Any) -> type[msgspec.Struct] | None:
-    structs = [
-        option
-        for option in _options(kind)
-        if isinstance(option, type) and issubclass(option, msgspec.Struct)
-    ]
-    if len(structs) > 1 and isinstance(node, dict):
-        structs = [s for s in structs if s.__struct_config__.tag == node.get("kind")]
-    return structs[0] if structs else None
-
-
-def _tags(kind: Any) -> list[str]:
-    return [str(option.__struct_config__.tag) for option in _options(kind)]
 
 
 def _check(config: model.Config, source: str) -> None:

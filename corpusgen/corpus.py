@@ -8,10 +8,10 @@ from __future__ import annotations
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from corpusgen import commits, schema
 from corpusgen.commits import Commit
@@ -19,6 +19,9 @@ from corpusgen.errors import CorpusError, PlanConflict
 from corpusgen.files import TEMPORARY_SUFFIX, put_if_absent
 from corpusgen.layout import Layout
 from corpusgen.plan.segments import Plan
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -99,6 +102,8 @@ class Corpus:
 
 
 def _dataset(files: list[Path], columns: pa.Schema) -> ds.Dataset:
+    import pyarrow.dataset as ds  # takes 0.2 s: it imports pandas where that is installed
+
     return ds.dataset([str(path) for path in files], schema=columns, format="parquet")
 
 

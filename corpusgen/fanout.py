@@ -162,6 +162,7 @@ class FanOut:
         self._clock = clock
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._commits: set[asyncio.Task[None]] = set()
+        self._mistake: Exception | None = None
         self.in_flight = 0
 
     async def run(self, lanes: Iterable[Lane]) -> None:
@@ -179,6 +180,8 @@ class FanOut:
                 await syncing
             await self._commit_rest()
             self._committer.shutdown()
+        if self._mistake is not None:
+            raise self._mistake
 
     async def _until_done(self, workers: list[asyncio.Task[None]]) -> None:
         all_done = asyncio.gather(*workers)
@@ -207,8 +210,9 @@ class FanOut:
                     "What was answered before is safe; make room and run the command again"
                 )
             )
-        else:
-            raise error  # a mistake of ours: with its traceback
+        else:  # a mistake of ours: it leaves with its traceback once everything is committed
+            self._mistake = self._mistake or error
+            self._stop(CorpusgenError(f"{type(error).__name__}: {error}"))
 
     async def _run_lane(self, lane: Lane) -> None:
         queue: asyncio.Queue[tuple[OpenPartition, Sample] | None] = asyncio.Queue(
@@ -364,8 +368,10 @@ class FanOut:
             await asyncio.sleep(SYNC_S)
             for opened in list(self._store.open.values()):
                 if opened.dirty:
-                    with suppress(OSError):  # committed and closed meanwhile
+                    try:
                         await asyncio.to_thread(opened.sync)
+                    except OSError as error:
+                        self._stop_for(error)
 
 
 def request_for(sample: Sample, top_logprobs: int, prompt_token_ids: bool) -> Request:

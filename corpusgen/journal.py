@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,7 @@ class JournalWriter:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         self._descriptor = os.open(path, flags, 0o644)
         self.dirty = False
+        self._closing = threading.Lock()  # a sync in a thread must not meet a closed descriptor
         self._size = resume_at
         os.ftruncate(self._descriptor, resume_at)
         if not resume_at:
@@ -141,16 +143,19 @@ class JournalWriter:
         return place
 
     def sync(self) -> None:
-        """Make everything that was appended survive a power cut."""
-        self.dirty = False
-        os.fdatasync(self._descriptor)
+        """Make everything that was appended survive a power cut; do nothing once closed."""
+        with self._closing:
+            if self._descriptor >= 0:
+                self.dirty = False
+                os.fdatasync(self._descriptor)
 
     def close(self) -> None:
         """Sync and close; the file stays."""
-        if self._descriptor >= 0:
-            os.fdatasync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = -1
+        with self._closing:
+            if self._descriptor >= 0:
+                os.fdatasync(self._descriptor)
+                os.close(self._descriptor)
+                self._descriptor = -1
 
 
 def read_contents(path: Path, corpus_id: str) -> Contents:

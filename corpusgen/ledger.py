@@ -57,6 +57,7 @@ class Ledger(msgspec.Struct, frozen=True):
     total: Sums
     by_outcome: dict[str, Sums]
     by_endpoint: dict[str, Sums]
+    by_endpoint_outcome: dict[str, dict[str, Sums]]
     by_teacher: dict[str, Sums]
     by_prompt_set: dict[str, Sums]
     generations: int
@@ -82,6 +83,7 @@ def read_ledger(corpus: Corpus, kept: int | None) -> Ledger:
     """Sum up a corpus' attempts, a file at a time; raise `CorpusError` on one that is torn."""
     by_outcome: dict[str, Sums] = {}
     by_endpoint: dict[str, Sums] = {}
+    by_pair: dict[str, dict[str, Sums]] = {}
     by_teacher: dict[str, Sums] = {}
     by_prompt_set: dict[str, Sums] = {}
     total = Sums()
@@ -94,6 +96,7 @@ def read_ledger(corpus: Corpus, kept: int | None) -> Ledger:
             for mapping, key in (
                 (by_outcome, outcome),
                 (by_endpoint, endpoint),
+                (by_pair.setdefault(endpoint, {}), outcome),
                 (by_teacher, run.teacher),
                 (by_prompt_set, run.prompt_set),
             ):
@@ -102,6 +105,7 @@ def read_ledger(corpus: Corpus, kept: int | None) -> Ledger:
         total=total,
         by_outcome=by_outcome,
         by_endpoint=by_endpoint,
+        by_endpoint_outcome=by_pair,
         by_teacher=by_teacher,
         by_prompt_set=by_prompt_set,
         generations=corpus.rows("generations"),
@@ -115,7 +119,7 @@ def _groups(corpus: Corpus, file: object) -> Iterator[tuple[str, str, Sums, int]
         return
     path = corpus.path / file.path  # type: ignore[attr-defined]
     try:
-        table = pq.read_table(path, columns=_COLUMNS)
+        table = pq.ParquetFile(path).read(columns=_COLUMNS)
     except (OSError, pa.ArrowInvalid) as error:
         raise CorpusError(
             f"{path}: cannot be read: {str(error).splitlines()[0]}. Run `corpusgen verify`."

@@ -281,7 +281,7 @@ class Store:
             return []
         path = self._layout.root / file.path
         try:
-            return pq.read_table(path, columns=[column]).column(0).to_pylist()  # type: ignore[no-any-return]
+            return pq.ParquetFile(path).read(columns=[column]).column(0).to_pylist()  # type: ignore[no-any-return]
         except (OSError, ValueError) as error:
             raise CorpusError(
                 f"{path}: cannot be read ({str(error).splitlines()[0]}). Run `corpusgen verify`."

@@ -281,12 +281,12 @@ def _check_curation(corpus: Corpus, directory: Path) -> None:
     for name, stated in result.get("parts", {}).items():
         path = directory / "verdicts" / f"{name}.parquet"
         try:
-            table = pq.read_table(path)
+            table = pq.ParquetFile(path).read()
         except (OSError, pa.ArrowInvalid) as error:
             raise Contradiction(f"{path}: cannot be read: {str(error).splitlines()[0]}.") from None
         if name not in files:
             raise Contradiction(f"{path}: judges a part that is not committed.")
-        ids = pq.read_table(files[name], columns=["sample_id"])["sample_id"]
+        ids = pq.ParquetFile(files[name]).read(columns=["sample_id"])["sample_id"]
         if table.num_rows != stated or not table["sample_id"].equals(ids):
             raise Contradiction(f"{path}: has not one verdict for each generation of its part.")
         rows += table.num_rows

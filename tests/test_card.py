@@ -141,8 +141,8 @@ def test_unstated_terms_are_said_and_warned_of() -> None:
         teachers=(TeacherFacts("t", "m"), TeacherFacts("u", "n", training_allowed=False))
     )
     assert cells(card, "| t |")[2:] == ["not stated"] * 4
-    assert "it is not stated that the terms allow to train other models on what m writes" in card
-    assert "it is stated that the terms do not allow to train other models on what n writes" in card
+    assert "it is not stated that the terms allow training other models on what m writes" in card
+    assert "it is stated that the terms do not allow training other models on what n writes" in card
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_hostile_text_stays_text(text: str) -> None:
     assert found["language"] == [clean]
     assert set(found) == set(front_matter(render_card(FACTS))) | ({"license_name"} & set(found))
     body = card.split("\n---\n", 1)[1]
-    assert not re.search(r"(?<!\\)<", body)
+    assert not re.search(r"(?<!\\)<", re.sub(r"(?<!\\)`[^`\n]*`", "", body))
     assert "](" not in re.sub(r"\\.", "", body)
     assert not re.search(r"[\x00-\x08\x7f-\x9f\u202e\u2028]", body)
     for line in body.splitlines():

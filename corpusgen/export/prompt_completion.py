@@ -13,22 +13,21 @@ import pyarrow as pa
 from corpusgen.config import Export
 from corpusgen.export.interface import Exporter
 from corpusgen.export.turns import (
-    SOURCE,
     Reasoning,
     answer_messages,
     prompt_messages,
     provenance,
     single,
+    source_columns,
 )
 
 
 class PromptCompletion:
     """Make rows of `prompt`, `completion`, `tools` where there are any, and the provenance."""
 
-    columns: Sequence[str] = SOURCE
-
     def __init__(self, reasoning: Reasoning) -> None:
         self._reasoning: Reasoning = reasoning
+        self.columns: Sequence[str] = source_columns(reasoning)
 
     def convert(self, table: pa.Table) -> pa.Table:
         """Return one prompt and one completion a generation."""

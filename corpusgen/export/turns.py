@@ -47,8 +47,11 @@ _TURN_FIELDS = ("tool_calls", "tool_call_id", "name")
 PROVENANCE = ("sample_id", "prompt_set", "prompt_id", "draw", "teacher", "reference", "metadata")
 """Columns that say where a row comes from; none is a name that a trainer reserves."""
 
-SOURCE = ("messages", "tools", "text", "reasoning", "tool_calls", *PROVENANCE)
-"""Generation columns that a text format reads."""
+
+def source_columns(reasoning: Reasoning) -> tuple[str, ...]:
+    """Return the generation columns that a text format reads."""
+    thought = () if reasoning == "drop" else ("reasoning",)
+    return ("messages", "tools", "text", "tool_calls", *thought, *PROVENANCE)
 
 
 def prompt_messages(table: pa.Table) -> pa.ListArray:
@@ -66,11 +69,11 @@ def answer_messages(table: pa.Table, reasoning: Reasoning) -> pa.StructArray:
     """Return the answers as assistant messages, with the reasoning where it is wanted."""
     text = _one_array(table["text"])
     values = {"role": pa.array(["assistant"] * table.num_rows, pa.string()), "content": text}
-    if not pa.types.is_null(table["reasoning"].type):
+    if reasoning != "drop" and not pa.types.is_null(table["reasoning"].type):
         thought = _one_array(table["reasoning"])
         if reasoning == "field":
             values["reasoning_content"] = thought
-        elif reasoning == "inline":
+        else:
             values["content"] = _inline(thought, text)
     if not pa.types.is_null(table["tool_calls"].type):
         values["tool_calls"] = _calls(_one_array(table["tool_calls"]), "an answer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,13 @@ from corpusgen.export.card import (
     render_card,
 )
 from corpusgen.export.kept import ExportInput
-from corpusgen.export.run import ExportResult, export
+from corpusgen.export.run import ExportResult, export, read_export
+from corpusgen.files import write_file
 from corpusgen.ledger import Ledger, dollars_text
 from corpusgen.plan.segments import SetCounts
+from corpusgen.report import facts
+from corpusgen.report.facts import GenerationFacts, gather
+from corpusgen.report.html import render_report
 from corpusgen.types import Sampling
 
 
@@ -71,7 +76,7 @@ def export_corpus(
         ExportInput(part.generations, verdicts_path(directory, part.name))
         for part in _parts(corpus)
     ]
-    facts = _Facts(corpus, loaded.config, curation, ledger)
+    told = _Facts(corpus, loaded.config, curation, ledger)
     destinations = []
     for options in loaded.config.export:
         destination = corpus.layout.datasets / (options.name or options.format)
@@ -80,7 +85,7 @@ def export_corpus(
             loaded.config.split,
             inputs,
             destination,
-            lambda result, jsonl=options.jsonl: render_card(facts.card(result, jsonl=jsonl)),  # type: ignore[misc]
+            lambda result, jsonl=options.jsonl: render_card(told.card(result, jsonl=jsonl)),  # type: ignore[misc]
             source=curation.digest,
             observer=observer,
         )
@@ -97,6 +102,7 @@ class _Facts:
         self._corpus = corpus
         self._config = config
         self._curation = curation
+        self._ledger = ledger
         self.failed = failed_by_reason(corpus)
         self.cost = _cost_text(ledger)
 
@@ -175,6 +181,49 @@ class _Facts:
             pending=max(planned - generated - sum(self.failed.values()), 0),
         )
 
+    def report(self, generations: GenerationFacts) -> facts.ReportFacts:
+        """Return what the report says."""
+        funnel = self.funnel()
+        return facts.ReportFacts(
+            title=self._config.card.title or self._corpus.path.name,
+            corpus_id=self._corpus.facts.corpus_id,
+            corpusgen_version=corpusgen.__version__,
+            created=self._corpus.facts.created_at[:10],
+            planned=funnel.planned,
+            failures=self.failed,
+            pending=funnel.pending,
+            teachers=tuple(
+                facts.TeacherFacts(t.name, t.model, t.revision, t.license, t.training_allowed)
+                for t in self.teachers()
+            ),
+            prompt_sets=tuple(
+                facts.PromptSetFacts(s.name, s.source, s.prompts, s.samples)
+                for s in self.prompt_sets()
+            ),
+            generations=generations,
+            costs=tuple(self._costs()),
+            datasets=tuple(self._datasets()),
+            cost=self.cost,
+        )
+
+    def _costs(self) -> Iterator[facts.CostFacts]:
+        for endpoint, outcomes in sorted(self._ledger.by_endpoint_outcome.items()):
+            for outcome, sums in sorted(outcomes.items()):
+                yield facts.CostFacts(
+                    endpoint=endpoint,
+                    outcome=outcome,
+                    attempts=sums.attempts,
+                    prompt_tokens=sums.prompt_tokens,
+                    completion_tokens=sums.completion_tokens,
+                    cost=dollars_text(sums.cost_picousd) if self._ledger.price_known else None,
+                )
+
+    def _datasets(self) -> Iterator[facts.DatasetFacts]:
+        for directory in self._corpus.datasets():
+            result = read_export(directory)
+            if result is not None:
+                yield facts.DatasetFacts(directory.name, dict(result.rows))
+
     def _teacher_license(self) -> str | None:
         licenses = {teacher.license for teacher in self.teachers()}
         return licenses.pop() if len(licenses) == 1 else None
@@ -190,13 +239,15 @@ def failed_by_reason(corpus: Corpus) -> dict[str, int]:
         failed: dict[str, str] = {}
         for commit in parts:
             if "failures" in commit.files:
-                table = pq.read_table(corpus.path / commit.files["failures"].path)
+                table = pq.ParquetFile(corpus.path / commit.files["failures"].path).read()
                 failed |= zip(
                     table["sample_id"].to_pylist(), table["reason"].to_pylist(), strict=True
                 )
             if "generations" in commit.files:
                 path = corpus.path / commit.files["generations"].path
-                for sample in pq.read_table(path, columns=["sample_id"])["sample_id"].to_pylist():
+                for sample in (
+                    pq.ParquetFile(path).read(columns=["sample_id"])["sample_id"].to_pylist()
+                ):
                     failed.pop(sample, None)
         reasons.update(reason for sample, reason in failed.items() if sample not in retired)
     return dict(reasons.most_common())
@@ -244,4 +295,9 @@ def report_corpus(
     corpus: Corpus, loaded: LoadedConfig, curation: CurationResult, ledger: Ledger
 ) -> Path:
     """Write `report.html`; return its path."""
-    raise NotImplementedError
+    directory = corpus.layout.curation / curation.digest
+    inputs = [(part.generations, verdicts_path(directory, part.name)) for part in _parts(corpus)]
+    told = _Facts(corpus, loaded.config, curation, ledger)
+    html = render_report(told.report(gather(inputs)))
+    write_file(corpus.layout.report, html.encode())
+    return corpus.layout.report
