@@ -73,6 +73,8 @@ def _encode_array(value: Any) -> Any:
 
 def _decode_array(kind: type, value: Any) -> Any:
     del kind
+    if not isinstance(value, bytes) or value[-1:] not in _DTYPES or len(value) % 4 != 1:
+        raise ValueError("is no array")
     return np.frombuffer(value, dtype=_DTYPES[value[-1:]], count=len(value) // 4)
 
 
@@ -242,7 +244,7 @@ def _records(path: Path) -> Iterator[tuple[int, int, Record]]:
                 return
             try:
                 record = _decoder.decode(payload)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return
             yield offset, _HEADER.size + size, record
             offset += _HEADER.size + size

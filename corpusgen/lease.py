@@ -107,7 +107,7 @@ class Lease:
         except FileNotFoundError:
             return
         taken = _read(aside)
-        if taken is not None and owner is not None and taken.token != owner.token:
+        if taken is not None and (owner is None or taken.token != owner.token):
             put_if_absent(self._path, aside.read_bytes())  # somebody was faster: give it back
         aside.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from corpusgen.errors import ExitCode, RunStopped
+from corpusgen.identity import canonical
 from corpusgen.money import Tariff, dollars
 from corpusgen.teachers.interface import Endpoint
 from corpusgen.types import Message, Request
@@ -135,11 +136,12 @@ class Budget:
             )
 
 
-def worst_case_tokens(messages: Sequence[Message], tools: object) -> int:
-    """Return more prompt tokens than any tokenizer makes: the UTF-8 bytes and 64 a message."""
-    from corpusgen.identity import canonical
+def worst_case_tokens(messages: Sequence[Message], *extras: object) -> int:
+    """Return more prompt tokens than any tokenizer makes: the UTF-8 bytes and 64 a message.
 
-    extra = len(canonical(tools)) if tools else 0
+    `extras` are what else providers put into the prompt: the tools, the response format.
+    """
+    extra = sum(len(canonical(value)) for value in extras if value)
     return extra + sum(len(canonical(message)) + 64 for message in messages)
 
 
@@ -151,6 +153,6 @@ def worst_case(request: Request, tariff: Tariff | None) -> int | None:
         return 0
     if request.sampling.max_tokens is None:
         return None
-    prompt = worst_case_tokens(request.messages, request.tools)
+    prompt = worst_case_tokens(request.messages, request.tools, request.response_format)
     rate = max(tariff.input_picousd, tariff.cached_input_picousd)
     return prompt * rate + request.draws * request.sampling.max_tokens * tariff.output_picousd

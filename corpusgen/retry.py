@@ -22,6 +22,9 @@ from corpusgen.errors import TeacherError
 
 Sleep = Callable[[float], Awaitable[None]]
 
+_MOST_DOUBLINGS = 60
+"""Far beyond any `longest_wait_s`, and still a float."""
+
 
 def is_worth_retrying(error: BaseException) -> bool:
     """Tell whether another attempt may bring an answer."""
@@ -56,7 +59,7 @@ class RetryPolicy:
         )
 
     def _wait_s(self, state: RetryCallState) -> float:
-        doubled = self._settings.first_wait_s * float(2 ** (state.attempt_number - 1))
+        doubled = self._settings.first_wait_s * 2.0 ** min(state.attempt_number - 1, _MOST_DOUBLINGS)
         wait = min(doubled, self._settings.longest_wait_s) * self._jitter()
         error = state.outcome.exception() if state.outcome is not None else None
         asked = error.retry_after_s if isinstance(error, TeacherError) else None

@@ -9,11 +9,15 @@ import msgspec
 from corpusgen.config_file import LoadedConfig
 from corpusgen.corpus import Corpus
 from corpusgen.fanout import request_for
+from corpusgen.pipeline.asking import make_teachers
+from corpusgen.teachers.interface import Teacher
+from corpusgen.types import Sample
 
 
 def show_requests(loaded: LoadedConfig, count: int) -> None:
     """Print the first `count` planned requests as JSON, a line each."""
     corpus = Corpus(loaded.config.out)
+    teachers = make_teachers(loaded.config)
     shown = 0
     for partition in range(corpus.plan.partitions):
         for sample in corpus.plan.samples_of(partition):
@@ -26,11 +30,16 @@ def show_requests(loaded: LoadedConfig, count: int) -> None:
                 "draw": sample.draw,
                 "row": sample.row,
                 "teacher": sample.teacher,
-                "request": request_for(
-                    sample,
-                    loaded.config.sampling.top_logprobs,
-                    loaded.config.generate.prompt_token_ids,
-                ),
+                **_sent(loaded, teachers[sample.teacher], sample),
             }
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(line)).decode() + "\n")
             shown += 1
+
+
+def _sent(loaded: LoadedConfig, teacher: Teacher, sample: Sample) -> dict[str, object]:
+    if sample.problem is not None:
+        return {"problem": sample.problem}
+    config = loaded.config
+    top, ids = config.sampling.top_logprobs, config.generate.prompt_token_ids
+    shown = teacher.preview(request_for(sample, top, ids))
+    return {"request": shown}

@@ -25,13 +25,18 @@ def make_teachers(config: Config) -> dict[str, Teacher]:
     """Construct the teachers that prompt sets name; raise `ConfigError` where one cannot be."""
     configured = model.teachers_of(config)
     used = {model.set_teacher(config, prompt_set) for prompt_set in config.prompts}
-    return {name: _make(name, configured[name]) for name in configured if name in used}
+    alone = config.teacher is not None
+    return {
+        name: _make("teacher" if alone else f"teachers.{name}", options)
+        for name, options in configured.items()
+        if name in used
+    }
 
 
-def _make(name: str, options: TeacherConfig) -> Teacher:
+def _make(key: str, options: TeacherConfig) -> Teacher:
     tag = options.__struct_config__.tag
     kind = options.plugin if isinstance(options, model.PluginTeacher) else str(tag)
-    teacher: Teacher = plugins.load(plugins.TEACHERS, kind)(name, options)
+    teacher: Teacher = plugins.load(plugins.TEACHERS, kind)(key, options)
     return teacher
 
 

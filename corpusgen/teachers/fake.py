@@ -108,6 +108,10 @@ class Fake:
         """Name the vocabulary; null before `open`."""
         return self._tokenizer
 
+    def preview(self, request: Request) -> object:
+        """Return the request: nothing is sent anywhere."""
+        return msgspec.to_builtins(request)
+
     async def open(self) -> None:
         """Build the vocabulary (some ten milliseconds)."""
         self._vocabulary = Vocabulary(self._options.vocabulary)

@@ -4,8 +4,9 @@ One call of `generate` is one attempt: no retry, no rate limit, no file, no pric
 SDK or an engine raises becomes a `TeacherError` there, so that the modules around it (`limits`,
 `retry`, `fanout`) see one vocabulary.
 
-Register `create(name: str, options: <config struct>) -> Teacher` under the entry point group
-`corpusgen.teachers`; docs/extending.md walks through one.
+Register `create(key: str, options: <config struct>) -> Teacher` under the entry point group
+`corpusgen.teachers`; `key` is where the teacher stands in the configuration (`teacher` or
+`teachers.<name>`), for messages. docs/extending.md walks through one.
 """
 
 from __future__ import annotations
@@ -83,6 +84,9 @@ class Teacher(Protocol):
     @property
     def tokenizer(self) -> Tokenizer | None:
         """Name the vocabulary, where it is known; valid after `open`."""
+
+    def preview(self, request: Request) -> object:
+        """Return what `generate` would send, as plain values, for `corpusgen plan --show`."""
 
     async def open(self) -> None:
         """Load the model or make ready to connect; raise `TeacherBroken` where that fails."""

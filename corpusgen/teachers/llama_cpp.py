@@ -67,8 +67,8 @@ class _ErrorBody(msgspec.Struct, frozen=True):
 class LlamaCpp:
     """Answer with a model in a llama.cpp server of this process' own."""
 
-    def __init__(self, name: str, options: LlamaCppTeacher) -> None:
-        self._key = "teacher.model" if name == "teacher" else f"teachers.{name}.model"
+    def __init__(self, key: str, options: LlamaCppTeacher) -> None:
+        self._key = f"{key}.model"
         self._options = options
         self._server: llama_cpp_server.LlamaServer | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -113,6 +113,11 @@ class LlamaCpp:
             vocabulary_size=len(self._vocabulary.pieces),
             name=self.identity.model,
         )
+
+    def preview(self, request: Request) -> object:
+        """Return the body of the completion; its prompt is what the chat template makes of this."""
+        prompt = {"messages": request.messages, "chat_template_kwargs": self._options.template_args}
+        return completion_body(request, "") | {"prompt": prompt}
 
     async def open(self) -> None:
         """Start the server and read the vocabulary while it loads the model."""
@@ -288,9 +293,9 @@ class LlamaCpp:
         )
 
 
-def create(name: str, options: LlamaCppTeacher) -> LlamaCpp:
+def create(key: str, options: LlamaCppTeacher) -> LlamaCpp:
     """Return the embedded teacher; nothing is read or started yet."""
-    return LlamaCpp(name, options)
+    return LlamaCpp(key, options)
 
 
 def _packaged_weights() -> Path:

@@ -12,6 +12,8 @@ import os
 import ssl
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from corpusgen.config import OpenAITeacher
 from corpusgen.errors import ConfigError
 from corpusgen.teachers.interface import Capabilities, Endpoint, Identity, Tokenizer
@@ -28,13 +30,13 @@ _OPENAI_TOP_LOGPROBS = 20
 _MAX_DRAWS = 128
 
 
-def create(name: str, options: OpenAITeacher) -> RemoteTeacher:
+def create(key: str, options: OpenAITeacher) -> RemoteTeacher:
     """Make a teacher of its configuration, offline.
 
-    `name` is the teacher's name in the configuration, for messages. Raises `ConfigError` where a
-    base_url cannot be used, a key's environment variable is not set, or `ca_file` cannot be read.
+    `key` is where the teacher stands in the configuration, for messages. Raises `ConfigError`
+    where a base_url cannot be used, a key's environment variable is not set, or `ca_file` cannot
+    be read.
     """
-    key = "teacher" if name == "teacher" else f"teachers.{name}"
     return RemoteTeacher(options, sites_of(key, options), _tls(options.ca_file, f"{key}.ca_file"))
 
 
@@ -84,6 +86,11 @@ class RemoteTeacher:
         """Return null: the protocol does not say which vocabulary its ids belong to."""
         return None
 
+    def preview(self, request: Request) -> object:
+        """Return the body as the first endpoint would get it."""
+        site = next(iter(self._sites.values()))
+        return {"url": site.url, "body": msgspec.Raw(self._encode(request, site))}
+
     async def open(self) -> None:
         """Make ready to connect; the first request connects."""
         from corpusgen.teachers.openai_transport import Transport
@@ -103,13 +110,15 @@ class RemoteTeacher:
         """
         assert self._transport is not None, "open() comes first"
         site = self._sites[endpoint.name]
-        body = encode_request(
-            request, self._options.model, self._options.template_args, site.limit_key
-        )
+        body = self._encode(request, site)
         answer = await self._transport.post(site.url, site.headers, body, site.origin)
         if not 200 <= answer.status < 300:
             raise from_status(site.origin, answer.status, answer.headers, answer.body)
         return decode_reply(answer.body, request, site.origin, answer.status, answer.headers)
+
+    def _encode(self, request: Request, site: Site) -> bytes:
+        options = self._options
+        return encode_request(request, options.model, options.template_args, site.limit_key)
 
     async def close(self) -> None:
         """Close every connection; do nothing where none was opened."""
