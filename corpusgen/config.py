@@ -112,7 +112,7 @@ class LlamaCppTeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="
     slots: PositiveInt = 4
     """Requests that are decoded at the same time."""
     threads: PositiveInt | None = None
-    """Defaults to the cores that this process may use."""
+    """Threads that decode; defaults to the free cores but one, for a spare thread costs dearly."""
     gpu_layers: Annotated[int, Meta(ge=-1)] = -1
     """Layers on the GPU, where the build has one; -1: all."""
     template_args: dict[str, Any] | None = None

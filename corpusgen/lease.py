@@ -2,8 +2,8 @@
 
 A lease names its owner (host, boot, process, start time) and is renewed by rewriting its time. On
 the owner's own host a dead process is recognised at once; elsewhere a lease is dead when the file
-system's clock says that it was not renewed for `EXPIRES_S`. Taking over renames the dead lease
-away first, and rename lets only one taker win.
+system's clock says that it was not renewed for `EXPIRES_S`. A dead lease is removed under a guard
+file, so that of many takers none removes the lease that another has just won.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Lease:
     def __enter__(self) -> Lease:
         content = msgspec.json.format(msgspec.json.encode(self._owner)) + b"\n"
         while not put_if_absent(self._path, content):
-            self._take_from_dead()
+            self._take_from_dead(content)
         self._thread.start()
         return self
 
@@ -94,22 +94,18 @@ class Lease:
                 "Nothing more is written here; run the command again."
             )
 
-    def _take_from_dead(self) -> None:
-        owner = _read(self._path)
-        if owner is not None and not _dead(owner, self._path):
-            raise CorpusLocked(
-                f"{self._path.parent}: process {owner.pid} on {owner.host} is writing to this "
-                f"corpus (`corpusgen {owner.command}`). Wait for it, or stop it first."
-            )
-        aside = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
-        try:
-            self._path.rename(aside)
-        except FileNotFoundError:
+    def _take_from_dead(self, content: bytes) -> None:
+        """Remove a dead lease; the guard keeps another taker from removing a fresh one instead."""
+        guard = self._path.with_name(f"{self._path.name}.taking{TEMPORARY_SUFFIX}")
+        if not put_if_absent(guard, content):
+            if _is_left_by_dead(guard):
+                guard.unlink(missing_ok=True)
             return
-        taken = _read(aside)
-        if taken is not None and (owner is None or taken.token != owner.token):
-            put_if_absent(self._path, aside.read_bytes())  # somebody was faster: give it back
-        aside.unlink(missing_ok=True)
+        try:
+            if _is_left_by_dead(self._path):
+                self._path.unlink()
+        finally:
+            guard.unlink(missing_ok=True)
 
     def _is_ours(self) -> bool:
         owner = _read(self._path)
@@ -124,6 +120,22 @@ class Lease:
                 os.utime(self._path)
             except OSError:
                 continue  # a file system that hiccups; `check` decides before a commit
+
+
+def _is_left_by_dead(path: Path) -> bool:
+    """Tell whether a lease lies there that nobody holds; raise `CorpusLocked` on a live one."""
+    try:
+        owner = msgspec.json.decode(path.read_bytes(), type=Owner)
+    except FileNotFoundError:
+        return False
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return True  # torn by a disk: no owner of ours writes half a lease
+    if not _dead(owner, path):
+        raise CorpusLocked(
+            f"{path.parent}: process {owner.pid} on {owner.host} is writing to this "
+            f"corpus (`corpusgen {owner.command}`). Wait for it, or stop it first."
+        )
+    return True
 
 
 def _read(path: Path) -> Owner | None:

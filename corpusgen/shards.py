@@ -215,12 +215,12 @@ def _generation_table(
         "text": [_clean(answer.text) for answer in answers],
         "reasoning": [_clean(answer.reasoning) for answer in answers],
         "tool_calls": [_json(answer.tool_calls) for answer in answers],
-        "finish_reason": [answer.finish_reason for answer in answers],
+        "finish_reason": [_clean(answer.finish_reason) for answer in answers],
         "prompt_tokens": [generation.usage.prompt_tokens for generation in group],
         "completion_tokens": [answer.completion_tokens for answer in answers],
         "reasoning_tokens": [answer.reasoning_tokens for answer in answers],
         "cached_tokens": [generation.usage.cached_tokens for generation in group],
-        "model_revision": [generation.model_revision for generation in group],
+        "model_revision": [_clean(generation.model_revision) for generation in group],
         "endpoint": [generation.endpoint for generation in group],
         "started_at": [_moment(generation.started_at) for generation in group],
         "latency_s": [generation.latency_s for generation in group],
@@ -272,11 +272,12 @@ def _rounded(values: npt.NDArray[np.float32], precision: str) -> npt.NDArray[np.
     """Round to float16's precision (11 significant bits), kept in float32.
 
     The relative error is at most 2^-11 down to float16's smallest normal, 6.1e-5; nearer to zero
-    the absolute error is at most 2^-25.
+    the absolute error is at most 2^-25. What is below its range (-65,504) becomes -inf.
     """
     if precision == "float32":
         return values
-    return values.astype(np.float16).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16).astype(np.float32)
 
 
 def _offsets(counts: Iterable[int]) -> Int32s:

@@ -91,6 +91,7 @@ def plan(
         return Planned(0, {}, existing.plannings[-1].sets, reused=True)
     _check_conflicts(existing, requests, add=add)
     layout.plan.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(layout, len(existing.plannings) + 1)
     scratch = layout.plan / f"planning.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}"
     scratch.mkdir()
     try:
@@ -99,6 +100,15 @@ def plan(
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_leftovers(layout: Layout, number: int) -> None:
+    """Remove what a planning that died has left: its scratch, and files that got no marker."""
+    for path in layout.plan.iterdir():
+        if path.is_dir() and path.suffix == TEMPORARY_SUFFIX:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == TEMPORARY_SUFFIX or path.name.startswith(f"{number:06d}-"):
+            path.unlink()
 
 
 def _request_digest(requests: Sequence[SetRequest], skip_bad_prompts: bool) -> str:

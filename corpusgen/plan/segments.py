@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,8 @@ class Plan:
         for planning in self.plannings:
             if partition < planning.first_partition + planning.partitions:
                 path, group = planning.file_of(self._layout, partition)
-                try:
-                    return pq.ParquetFile(path).read_row_group(group, columns=columns)
-                except (OSError, pa.ArrowInvalid) as error:
-                    raise CorpusError(f"{path}: cannot be read: {_first_line(error)}.") from None
+                with _readable(path, schema.PLAN) as file:
+                    return file.read_row_group(group, columns=columns)
         raise CorpusError(f"{self._layout.plan}: there is no partition {partition}.")
 
     def samples_of(self, partition: int) -> list[Sample]:
@@ -157,8 +156,22 @@ class Plan:
         for planning in self.plannings:
             if planning.changes:
                 path = self._layout.segment(planning.number, "-changes.parquet")
-                for batch in pq.ParquetFile(path).iter_batches(columns=columns):
-                    yield pa.Table.from_batches([batch])
+                with _readable(path, schema.PLAN_CHANGES) as file:
+                    for batch in file.iter_batches(columns=columns):
+                        yield pa.Table.from_batches([batch])
+
+
+@contextmanager
+def _readable(path: Path, columns: pa.Schema) -> Iterator[pq.ParquetFile]:
+    """Open a file of the plan; raise `CorpusError` where it is missing, torn or foreign."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(columns):
+                raise CorpusError(f"{path}: is no file of a plan; restore it from a copy.")
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        problem = _first_line(error).rstrip(".")
+        raise CorpusError(f"{path}: cannot be read: {problem}. Restore it from a copy.") from None
 
 
 def _read_markers(layout: Layout) -> list[Planning]:

@@ -12,6 +12,7 @@ import asyncio
 import importlib.util
 import os
 import re
+import time
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -115,9 +116,8 @@ class LlamaCpp:
         )
 
     def preview(self, request: Request) -> object:
-        """Return the body of the completion; its prompt is what the chat template makes of this."""
-        prompt = {"messages": request.messages, "chat_template_kwargs": self._options.template_args}
-        return completion_body(request, "") | {"prompt": prompt}
+        """Return the completion's body, with what the chat template makes its prompt of."""
+        return completion_body(request, "") | {"prompt": self._template_body(request)}
 
     async def open(self) -> None:
         """Start the server and read the vocabulary while it loads the model."""
@@ -129,8 +129,8 @@ class LlamaCpp:
             raise TeacherBroken(
                 "llama.cpp is not installed. Run `pip install 'corpusgen[llama-cpp]'`."
             )
-        self._server = await llama_cpp_server.launch(self._settings())
         try:
+            self._server = await llama_cpp_server.launch(await asyncio.to_thread(self._settings))
             read = gguf_vocabulary.read_vocabulary
             self._vocabulary = await asyncio.to_thread(read, self._header)
             address = await self._server.ready()
@@ -161,13 +161,13 @@ class LlamaCpp:
         return self._reply(completion, request, prompt_ids)
 
     async def close(self) -> None:
-        """End the server at once."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-        if self._server is not None:
-            await self._server.stop()
-            self._server = None
+        """End the server at once; a request that is still in flight fails."""
+        session, self._session = self._session, None
+        server, self._server = self._server, None
+        if session is not None:
+            await session.close()
+        if server is not None:
+            await server.stop()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids, special tokens left out; valid after `open`."""
@@ -207,11 +207,11 @@ class LlamaCpp:
             model=str(self._path),
             context_length=options.context_length,
             slots=options.slots,
-            threads=options.threads or _usable_cores(),
+            threads=options.threads or free_cores(),
             gpu_layers=options.gpu_layers,
         )
 
-    async def _render(self, request: Request) -> str:
+    def _template_body(self, request: Request) -> dict[str, Any]:
         extra = (request.sampling.extra_body or {}).get("chat_template_kwargs")
         arguments = (self._options.template_args or {}) | (extra or {})
         body: dict[str, Any] = {"messages": request.messages}
@@ -219,7 +219,10 @@ class LlamaCpp:
             body["tools"] = request.tools
         if arguments:
             body["chat_template_kwargs"] = arguments
-        content = await self._post("/apply-template", body)
+        return body
+
+    async def _render(self, request: Request) -> str:
+        content = await self._post("/apply-template", self._template_body(request))
         return _decoded(msgspec.json.Decoder(_Prompt), content).prompt
 
     async def _tokenize(self, prompt: str) -> Int32s:
@@ -247,9 +250,9 @@ class LlamaCpp:
         return content
 
     async def _gone(self, error: Exception) -> TeacherError:
-        assert self._server is not None
-        if await self._server.ended(within_s=2.0):
-            return self._broken(f"can be asked no more: llama.cpp {self._server.last_words()}.")
+        server = self._server
+        if server is not None and await server.ended(within_s=2.0) and self._server is server:
+            return self._broken(f"can be asked no more: llama.cpp {server.last_words()}.")
         return ConnectionFailed(f"no answer from llama.cpp: {type(error).__name__}: {error}")
 
     def _refusal(self, status: int, content: bytes) -> TeacherError:
@@ -310,10 +313,28 @@ def _packaged_weights() -> Path:
     )
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def free_cores(measured_s: float = 0.2) -> int:
+    """Return how many threads may decode without waiting for others: at least one.
+
+    llama.cpp's threads wait for each other by spinning, many times a token, so that one thread too
+    many on a busy machine costs a hundredfold. A core is left to this process itself, and cores
+    that other processes keep busy are left to them (read from /proc/stat, where there is one).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = max(1, (cores or 1) - 1)
+    if usable == 1 or not Path("/proc/stat").exists():
+        return usable
+    before = _cpu_ticks()
+    time.sleep(measured_s)
+    passed = [now - then for now, then in zip(_cpu_ticks(), before, strict=True)]
+    idle = passed[3] / max(sum(passed[:8]), 1)
+    return max(1, min(usable, round(idle * (os.cpu_count() or 1))))
+
+
+def _cpu_ticks() -> list[int]:
+    """Return the machine's clock ticks by kind: user, nice, system, idle, … (proc(5))."""
+    with Path("/proc/stat").open(encoding="ascii") as file:
+        return [int(ticks) for ticks in file.readline().split()[1:]]
 
 
 def _decoded(decoder: msgspec.json.Decoder[_T], content: bytes) -> _T:
