@@ -32,7 +32,7 @@ quickstart: $(VENV)/.quickstart ## make .venv, install, and write a first corpus
 	@$(BIN)/corpusgen run prompts/quickstart.yaml
 
 test: $(VENV)/.dev ## make .venv, install, and run the tests
-	@$(BIN)/python -m pytest --numprocesses auto --quiet $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --quiet $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy --strict, import floors
 	@$(BIN)/ruff check .
@@ -45,7 +45,7 @@ docs: $(VENV)/.quickstart ## write docs/cli.md and docs/corpusgen.schema.json fr
 	@$(BIN)/corpusgen schema > docs/corpusgen.schema.json
 
 nightly: $(VENV)/.dev ## the tests that take minutes: every kill, 50,000 prompts
-	@CORPUSGEN_NIGHTLY=1 $(BIN)/python -m pytest --numprocesses auto --quiet --timeout 3000 $(ARGS)
+	@CORPUSGEN_NIGHTLY=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --quiet --timeout 3000 $(ARGS)
 
 bench: $(VENV)/.dev ## the benchmarks, each printing what it measured
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

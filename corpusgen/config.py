@@ -101,7 +101,7 @@ class FakeTeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="fake
 
 
 class LlamaCppTeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="llama_cpp"):
-    """The embedded teacher: llama.cpp in this process, on any GGUF file."""
+    """The embedded teacher: llama.cpp in a child process of the run, on any GGUF file."""
 
     model: str = "SmolLM2-135M-Instruct"
     """A GGUF file's path, or `SmolLM2-135M-Instruct`, whose weights come in a package."""
@@ -114,7 +114,7 @@ class LlamaCppTeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="
     threads: PositiveInt | None = None
     """Threads that decode; defaults to the free cores but one, for a spare thread costs dearly."""
     gpu_layers: Annotated[int, Meta(ge=-1)] = -1
-    """Layers on the GPU, where the build has one; -1: all."""
+    """Layers on the GPU, where the build has one; -1: as many as fit."""
     template_args: dict[str, Any] | None = None
     """Arguments of the chat template, such as `enable_thinking`."""
     terms: Terms = Terms()

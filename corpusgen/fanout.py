@@ -121,6 +121,39 @@ class FailureRate:
             )
 
 
+class LogprobCheck:
+    """Stop a run whose teacher leaves out the logprobs that were asked for.
+
+    A single answer without them is kept and counted; none with them among the first few means
+    that the endpoint does not give any, and that going on would pay for half of what is wanted.
+    """
+
+    FIRST = 5
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._given = 0
+        self.missing = 0
+
+    def add(self, request: Request, answer: Answer, endpoint: str) -> None:
+        """Count one answer."""
+        if request.top_logprobs == 0 or not answer.text:
+            return
+        if answer.trace is not None and answer.trace.topk_counts is not None:
+            self._given += 1
+            return
+        self.missing += 1
+        if self._given == 0 and self.missing == self.FIRST:
+            self._stop(
+                RunStopped(
+                    f"the endpoint {endpoint} answers without logprobs, although "
+                    f"sampling.top_logprobs is {request.top_logprobs}; set it to 0 in a corpus of "
+                    "its own (another `out`), or use an endpoint that gives them",
+                    ExitCode.ERROR,
+                )
+            )
+
+
 class Lane(msgspec.Struct, frozen=True):
     """One teacher with what stands around it."""
 
@@ -163,6 +196,7 @@ class FanOut:
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._commits: set[asyncio.Task[None]] = set()
         self._mistake: Exception | None = None
+        self.logprobs = LogprobCheck(stop)
         self.in_flight = 0
 
     async def run(self, lanes: Iterable[Lane]) -> None:
@@ -317,6 +351,7 @@ class FanOut:
             opened.end(_answered(intent, reply, latency, cost), [generation])
             self._meter.answered(generation, cost)
             self._failure_rate.add(False)
+            self.logprobs.add(request, generation.answer, endpoint.name)
         except TeacherError as error:
             latency = time.perf_counter() - began
             pause, billed = error.retry_after_s, error.may_be_billed

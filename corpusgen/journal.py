@@ -160,16 +160,16 @@ class JournalWriter:
                 self._descriptor = -1
 
 
-def read_contents(path: Path, corpus_id: str) -> Contents:
+def read_contents(path: Path, opened: Opened) -> Contents:
     """Scan a journal up to its last whole record.
 
-    Raises `CorpusError` where the file is no journal of this corpus.
+    Raises `CorpusError` where the file is no journal, or of another corpus or part.
     """
     contents = Contents({}, {}, [], {}, 0, 0)
     whole = 0
     for offset, length, record in _records(path):
         if whole == 0:
-            _check_opened(record, path, corpus_id)
+            _check_opened(record, path, opened)
         whole = offset + length
         take(contents, record, offset, length)
     contents.size = whole
@@ -217,14 +217,15 @@ def lost(intent: Intent) -> Attempt:
     )
 
 
-def _check_opened(record: Record, path: Path, corpus_id: str) -> None:
-    if not isinstance(record, Opened) or record.corpus_id != corpus_id:
+def _check_opened(record: Record, path: Path, opened: Opened) -> None:
+    if record != opened:
         raise _foreign(path)
 
 
 def _foreign(path: Path) -> CorpusError:
     return CorpusError(
-        f"{path}: is not a journal of this corpus; move it away and run the command again."
+        f"{path}: is not this part's journal in this corpus; move it away and run the command "
+        "again."
     )
 
 

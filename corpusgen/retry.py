@@ -59,7 +59,9 @@ class RetryPolicy:
         )
 
     def _wait_s(self, state: RetryCallState) -> float:
-        doubled = self._settings.first_wait_s * 2.0 ** min(state.attempt_number - 1, _MOST_DOUBLINGS)
+        doubled = self._settings.first_wait_s * 2.0 ** min(
+            state.attempt_number - 1, _MOST_DOUBLINGS
+        )
         wait = min(doubled, self._settings.longest_wait_s) * self._jitter()
         error = state.outcome.exception() if state.outcome is not None else None
         asked = error.retry_after_s if isinstance(error, TeacherError) else None

@@ -247,9 +247,9 @@ class Store:
         return OpenPartition(partition, part, contents, journal.JournalWriter(path, head))
 
     def _resume(self, path: Path, number: int, part: int) -> OpenPartition:
-        contents = journal.read_contents(path, self._corpus_id)
-        self.torn_bytes += contents.torn_bytes
         head = journal.Opened(self._corpus_id, number, part)
+        contents = journal.read_contents(path, head)
+        self.torn_bytes += contents.torn_bytes
         writer = journal.JournalWriter(path, head, resume_at=contents.size)
         opened = OpenPartition(number, part, contents, writer)
         for intent in list(contents.unfinished.values()):

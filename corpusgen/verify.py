@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -25,9 +27,12 @@ import pyarrow.parquet as pq
 from corpusgen import commits, schema
 from corpusgen.commits import Commit, PartFile
 from corpusgen.corpus import Corpus
+from corpusgen.curate.run import CurationResult
 from corpusgen.errors import CorpusError
+from corpusgen.export.run import ExportResult
 from corpusgen.plan.spill import Buckets
 
+_Marker = TypeVar("_Marker")
 _TOKEN_COLUMNS = (
     "completion_token_ids",
     "completion_token_bytes",
@@ -55,6 +60,7 @@ class Proof(msgspec.Struct, frozen=True):
     generations: int
     failures: int
     pending: int
+    """Retired samples that were never asked included."""
     attempts: int
     lost_attempts: int
     files: int
@@ -71,6 +77,8 @@ class _Seen(msgspec.Struct):
     failures: int = 0
     attempts: int = 0
     lost: int = 0
+    pending: int = 0
+    """Without the retired ones, which nobody asks for any more."""
     files: int = 0
     without_distribution: int = 0
 
@@ -85,27 +93,26 @@ def verify(
     seen = _Seen()
     by_partition = commits.by_partition(corpus.commits)
     _check_markers(corpus, by_partition)
+    retired = corpus.plan.retired()
     for partition in range(corpus.plan.partitions):
-        _check_partition(corpus, partition, by_partition.get(partition, []), seen)
+        _check_partition(corpus, partition, by_partition.get(partition, []), retired, seen)
         if progress is not None:
             progress(partition)
     _check_unique(corpus)
-    pending = corpus.plan.samples - seen.generations - seen.failures
-    retired_pending = len(corpus.plan.retired()) if pending else 0
-    if complete and pending > retired_pending:
+    if complete and seen.pending:
         raise Contradiction(
-            f"{corpus.path}: {pending} samples are pending; run the same command again to ask them."
+            f"{corpus.path}: {seen.pending} samples are pending; run the same command again to ask "
+            "them."
         )
     curations, exports = corpus.curations(), corpus.datasets()
-    for directory in curations:
-        _check_curation(corpus, directory)
+    kept = {_check_curation(corpus, directory) for directory in curations}
     for directory in exports:
-        _check_export(directory)
+        _check_export(directory, kept)
     return Proof(
         samples=corpus.plan.samples,
         generations=seen.generations,
         failures=seen.failures,
-        pending=pending,
+        pending=corpus.plan.samples - seen.generations - seen.failures,
         attempts=seen.attempts,
         lost_attempts=seen.lost,
         files=seen.files,
@@ -128,7 +135,9 @@ def _check_markers(corpus: Corpus, by_partition: dict[int, list[Commit]]) -> Non
             )
 
 
-def _check_partition(corpus: Corpus, partition: int, parts: list[Commit], seen: _Seen) -> None:
+def _check_partition(
+    corpus: Corpus, partition: int, parts: list[Commit], retired: AbstractSet[str], seen: _Seen
+) -> None:
     planned = corpus.plan.ids_of(partition)
     if len(planned) != corpus.plan.rows_of(partition):
         raise Contradiction(
@@ -150,6 +159,7 @@ def _check_partition(corpus: Corpus, partition: int, parts: list[Commit], seen: 
     kinds = Counter(kind for kind, _, _ in ended.values())
     seen.generations += kinds["generations"]
     seen.failures += kinds["failures"]
+    seen.pending += len((known - ended.keys()) - retired)
     stated = sum(commit.ended for commit in parts)
     if stated != len(ended):
         raise Contradiction(
@@ -220,23 +230,19 @@ def _tables(
     """Yield a committed file's row groups, after its digest and before its row count is checked."""
     path = corpus.path / file.path
     seen.files += 1
-    try:
+    rows = 0
+    with _readable(path):
         if commits.file_digest(path) != file.digest:
             raise Contradiction(
                 f"{path}: its content is not what was committed (the digest differs)."
             )
-        opened = pq.ParquetFile(path)
-        if not opened.schema_arrow.equals(_SCHEMAS[kind]):
-            raise Contradiction(f"{path}: its columns are not those of format 1.")
-        rows = 0
-        for group in range(opened.num_row_groups):
-            table = opened.read_row_group(group, columns=columns)
-            rows += table.num_rows
-            yield path, table
-    except FileNotFoundError:
-        raise Contradiction(f"{path}: is committed but missing.") from None
-    except (OSError, pa.ArrowInvalid) as error:
-        raise Contradiction(f"{path}: cannot be read: {str(error).splitlines()[0]}.") from None
+        with pq.ParquetFile(path) as opened:
+            if not opened.schema_arrow.equals(_SCHEMAS[kind]):
+                raise Contradiction(f"{path}: its columns are not those of format 1.")
+            for group in range(opened.num_row_groups):
+                table = opened.read_row_group(group, columns=columns)
+                rows += table.num_rows
+                yield path, table
     if rows != file.rows:
         raise Contradiction(f"{path}: holds {rows} rows, but its marker says {file.rows}.")
 
@@ -274,46 +280,72 @@ def _check_unique(corpus: Corpus) -> None:
                 raise Contradiction(f"{corpus.layout.plan}: sample {twice} is planned twice.")
 
 
-def _check_curation(corpus: Corpus, directory: Path) -> None:
-    result = _marker(directory / "curation.json")
+def _check_curation(corpus: Corpus, directory: Path) -> int:
+    """Check that each generation has one verdict; return how many are kept."""
+    result = _marker(directory / "curation.json", CurationResult)
     kept = rows = 0
     files = {path.stem: path for path in corpus.files("generations")}
-    for name, stated in result.get("parts", {}).items():
+    for name, stated in result.parts.items():
         path = directory / "verdicts" / f"{name}.parquet"
-        try:
-            table = pq.ParquetFile(path).read()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise Contradiction(f"{path}: cannot be read: {str(error).splitlines()[0]}.") from None
         if name not in files:
             raise Contradiction(f"{path}: judges a part that is not committed.")
+        with _readable(path), pq.ParquetFile(path) as opened:
+            if not opened.schema_arrow.equals(schema.VERDICTS):
+                raise Contradiction(f"{path}: its columns are not those of format 1.")
+            table = opened.read()
         ids = pq.ParquetFile(files[name]).read(columns=["sample_id"])["sample_id"]
         if table.num_rows != stated or not table["sample_id"].equals(ids):
             raise Contradiction(f"{path}: has not one verdict for each generation of its part.")
         rows += table.num_rows
         kept += pc.sum(table["keep"]).as_py() or 0
-    if (rows, kept) != (result.get("generations"), result.get("kept")):
+    if (rows, kept) != (result.generations, result.kept):
         raise Contradiction(
-            f"{directory / 'curation.json'}: states {result.get('generations')} generations and "
-            f"{result.get('kept')} kept, but its verdicts hold {rows} and {kept}."
+            f"{directory / 'curation.json'}: states {result.generations} generations and "
+            f"{result.kept} kept, but its verdicts hold {rows} and {kept}."
         )
+    return kept
 
 
-def _check_export(directory: Path) -> None:
-    result = _marker(directory / "export.json")
-    for split, stated in result.get("rows", {}).items():
-        found = sum(
-            pq.ParquetFile(path).metadata.num_rows
-            for path in sorted(directory.glob(f"{split}-*.parquet"))
-        )
+def _check_export(directory: Path, kept: Collection[int]) -> None:
+    """Check a dataset's files; `kept` is what each finished curation keeps."""
+    result = _marker(directory / "export.json", ExportResult)
+    for file in result.files:
+        with _readable(directory / file.path):
+            size = (directory / file.path).stat().st_size
+        if size != file.size:
+            raise Contradiction(
+                f"{directory / file.path}: has {size} bytes, but export.json says {file.size}."
+            )
+    for split, stated in result.rows.items():
+        found = 0
+        for path in sorted(directory.glob(f"{split}-*.parquet")):
+            with _readable(path):
+                found += pq.read_metadata(path).num_rows
         if found != stated:
             raise Contradiction(
                 f"{directory}: the split {split} holds {found} rows, but export.json says {stated}."
             )
+    total = sum(result.rows.values())
+    if kept and total not in kept:
+        raise Contradiction(
+            f"{directory}: holds {total} rows, but no finished curation keeps as many."
+        )
 
 
-def _marker(path: Path) -> dict[str, Any]:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what reading a file raises into a contradiction."""
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        yield
+    except FileNotFoundError:
+        raise Contradiction(f"{path}: is missing.") from None
+    except (OSError, pa.ArrowException) as error:
+        problem = " ".join(str(error).splitlines()[:1]).rstrip(".")
+        raise Contradiction(f"{path}: cannot be read: {problem}.") from None
+
+
+def _marker(path: Path, kind: type[_Marker]) -> _Marker:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Contradiction(f"{path}: is not readable: {error}.") from None
-    return content

@@ -23,7 +23,7 @@ import pytest
 
 from corpusgen import plugins
 from corpusgen.config import LlamaCppTeacher
-from corpusgen.errors import ContextOverflow, Rejected, TeacherBroken
+from corpusgen.errors import ContextOverflow, Rejected, TeacherBroken, TeacherError
 from corpusgen.teachers.interface import Teacher
 from corpusgen.teachers.llama_cpp import PACKAGED_MODEL, LlamaCpp, create
 from corpusgen.teachers.llama_cpp_answer import (
@@ -174,7 +174,7 @@ def test_the_whole_vocabulary_can_be_asked_for(ask: Any, teacher: LlamaCpp) -> N
     size = teacher.capabilities.max_top_logprobs
     trace = Trace(ask(top_logprobs=size, sampling={"max_tokens": 1}).answers[0])
     assert sorted(trace.topk_ids.tolist()) == list(range(size or 0))
-    assert np.exp(trace.topk_logprobs.astype(np.float64)).sum() == pytest.approx(1.0, abs=1e-4)
+    assert np.exp(trace.topk_logprobs.astype(np.float64)).sum() == pytest.approx(1.0, abs=1e-3)
 
 
 @llama
@@ -233,17 +233,22 @@ def test_the_limit_is_a_finish_reason(ask: Any) -> None:
 
 @llama
 def test_equal_seeds_give_equal_answers_and_others_do_not(ask: Any) -> None:
-    texts = [ask("Tell me a story.", seed=seed).answers[0].text for seed in (5, 5, 6, 2**31 - 1)]
+    sampling = {"max_tokens": 12, "temperature": 1.5}
+    texts = [
+        ask("Tell me a story.", seed=seed, sampling=sampling).answers[0].text
+        for seed in (5, 5, 6, 2**31 - 1)
+    ]
     assert texts[0] == texts[1]
     assert len(set(texts)) == 3
 
 
 @llama
 def test_prompt_ids_are_the_rendered_conversation(ask: Any, teacher: LlamaCpp) -> None:
-    with_ids = ask("Say hi, Zoë.", prompt_token_ids=True)
+    sampling = {"max_tokens": 8}
+    with_ids = ask("Say hi, Zoë.", prompt_token_ids=True, sampling=sampling)
     assert len(with_ids.prompt_token_ids) == with_ids.usage.prompt_tokens
     assert "user\nSay hi, Zoë.\nassistant\n" in teacher.decode(with_ids.prompt_token_ids.tolist())
-    without = ask("Say hi, Zoë.")
+    without = ask("Say hi, Zoë.", sampling=sampling)
     assert without.prompt_token_ids is None
     assert without.answers[0].text == with_ids.answers[0].text
 
@@ -251,7 +256,7 @@ def test_prompt_ids_are_the_rendered_conversation(ask: Any, teacher: LlamaCpp) -
 @llama
 def test_a_trailing_assistant_turn_is_answered_not_continued(ask: Any, teacher: LlamaCpp) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    reply = ask(messages=messages, prompt_token_ids=True)
+    reply = ask(messages=messages, prompt_token_ids=True, sampling={"max_tokens": 1})
     assert teacher.decode(reply.prompt_token_ids.tolist()).endswith("assistant\nHello\nassistant\n")
 
 
@@ -272,7 +277,7 @@ def test_a_schema_is_followed(ask: Any) -> None:
             "JSON schema",
         ),
         ({"sampling": {"extra_body": {"n": 2}}}, r"extra_body\.n "),
-        ({"sampling": {"extra_body": {"grammar": 5}}}, "grammar|type"),
+        ({"sampling": {"extra_body": {"temperature": "hot"}}}, "temperature"),
         ({"messages": [{"role": "user", "content": 5}]}, "content"),
         ({"messages": [{"role": "user", "content": "\ud83d"}]}, "JSON"),
         ({"draws": 2}, "one answer"),
@@ -292,7 +297,8 @@ def test_extra_body_reaches_the_sampler(ask: Any) -> None:
 
 @llama
 def test_hostile_text_is_only_text(ask: Any) -> None:
-    reply = ask("nul \0, bell \a, \u2028, <0x0A>, {{ 7*7 }}, {% raw %} 👩‍🚀", prompt_token_ids=True)
+    text = "nul \0, bell \a, \u2028, <0x0A>, {{ 7*7 }}, {% raw %} 👩‍🚀"
+    reply = ask(text, prompt_token_ids=True, sampling={"max_tokens": 4})
     assert reply.answers[0].completion_tokens > 0
 
 
@@ -302,14 +308,6 @@ def test_an_overlong_prompt_is_an_overflow(ask: Any) -> None:
         ask("x " * 2000)
     assert caught.value.prompt_tokens is not None
     assert caught.value.prompt_tokens > 2000
-
-
-@llama
-def test_an_answer_may_fill_the_context(ask: Any) -> None:
-    sampling = {"max_tokens": None, "extra_body": {"ignore_eos": True}}
-    reply = ask("x " * 970, sampling=sampling)
-    assert reply.answers[0].finish_reason == "length"
-    assert reply.usage.prompt_tokens + reply.usage.completion_tokens == 1024
 
 
 # Slots, cancelling, and the life of the server
@@ -339,11 +337,12 @@ def test_answers_do_not_depend_on_their_neighbours(
     runner: asyncio.Runner, teacher: LlamaCpp, ask: Any
 ) -> None:
     texts = ["Tell me a story.", "Write about cats.", EMOJI]
-    alone = [ask(text, top_logprobs=3).answers[0] for text in texts]
+    sampling = {"max_tokens": 3}
+    alone = [ask(text, top_logprobs=3, sampling=sampling).answers[0] for text in texts]
 
     async def together() -> list[Reply]:
         endpoint = teacher.endpoints[0]
-        requests = [request(text, top_logprobs=3) for text in texts]
+        requests = [request(text, top_logprobs=3, sampling=sampling) for text in texts]
         return await asyncio.gather(*[teacher.generate(each, endpoint) for each in requests])
 
     for before, reply in zip(alone, runner.run(together()), strict=True):
@@ -353,7 +352,9 @@ def test_answers_do_not_depend_on_their_neighbours(
 
 
 @llama
-def test_cancelling_frees_the_slot(runner: asyncio.Runner, teacher: LlamaCpp) -> None:
+def test_cancelling_frees_the_slots(runner: asyncio.Runner, teacher: LlamaCpp) -> None:
+    (child,) = child_processes()
+
     async def scenario() -> float:
         endpoint = teacher.endpoints[0]
         tasks = [
@@ -365,12 +366,14 @@ def test_cancelling_frees_the_slot(runner: asyncio.Runner, teacher: LlamaCpp) ->
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(end, asyncio.CancelledError) for end in ended)
-        begin = time.perf_counter()
         await teacher.generate(request(sampling={"max_tokens": 2}), endpoint)
-        return time.perf_counter() - begin
+        await asyncio.sleep(0.2)
+        before = sum(child.cpu_times()[:2])
+        await asyncio.sleep(0.5)
+        return sum(child.cpu_times()[:2]) - before
 
-    # The two of them would go on for 900 tokens: ten seconds on a fast machine that is idle.
-    assert runner.run(scenario()) < 4.0
+    # The two would go on for ten seconds; a server without work uses no processor.
+    assert runner.run(scenario()) < 0.1
 
 
 @llama
@@ -396,28 +399,44 @@ def test_the_tokenizer_is_named(teacher: LlamaCpp) -> None:
 
 
 @llama
-def test_opening_does_not_hold_up_the_loop_and_closing_ends_the_server() -> None:
-    async def scenario() -> float:
+def test_opening_leaves_the_loop_free_and_closing_ends_the_server() -> None:
+    before = {process.pid for process in child_processes()}
+
+    async def scenario() -> None:
         teacher = create("teacher", LlamaCppTeacher(slots=1, context_length=256))
         opening = asyncio.create_task(teacher.open())
-        longest, last = 0.0, time.perf_counter()
+        turns = 0
         while not opening.done():
             await asyncio.sleep(0.002)
-            now = time.perf_counter()
-            longest, last = max(longest, now - last), now
+            turns += 1
         await opening
-        (child,) = child_processes()[-1:]
-        answering = asyncio.create_task(
-            teacher.generate(request(sampling=LONG), teacher.endpoints[0])
-        )
+        assert turns > 20
+        (child,) = [process for process in child_processes() if process.pid not in before]
+        answering = asyncio.create_task(teacher.generate(request(sampling=LONG), ENDPOINT))
         await asyncio.sleep(0.2)
-        answering.cancel()
-        await asyncio.gather(answering, return_exceptions=True)
         await teacher.close()
         assert not child.is_running()
-        return longest
+        (outcome,) = await asyncio.gather(answering, return_exceptions=True)
+        assert isinstance(outcome, TeacherError)
 
-    assert asyncio.run(scenario()) < 0.3
+    asyncio.run(scenario())
+
+
+@llama
+def test_an_answer_ends_where_the_context_does() -> None:
+    async def scenario() -> Reply:
+        teacher = create("teacher", LlamaCppTeacher(slots=2, context_length=256))
+        try:
+            await teacher.open()
+            return await teacher.generate(request("x " * 180, sampling=LONG), ENDPOINT)
+        finally:
+            await teacher.close()
+
+    reply = asyncio.run(scenario())
+    assert reply.answers[0].finish_reason == "length"
+    assert reply.usage.prompt_tokens is not None
+    assert reply.usage.completion_tokens is not None
+    assert reply.usage.prompt_tokens + reply.usage.completion_tokens == 256
 
 
 @llama
@@ -499,6 +518,19 @@ def test_the_identity_is_the_files_and_costs_milliseconds() -> None:
     assert (by_path.model, by_path.revision) == (weights().stem, identity.revision)
 
 
+def test_the_preview_shows_what_would_be_sent() -> None:
+    options = LlamaCppTeacher(template_args={"a": 1, "b": 1})
+    sampling = {"top_p": 0.9, "extra_body": {"chat_template_kwargs": {"b": 2}, "mirostat": 2}}
+    body: Any = create("teacher", options).preview(request("Hi", sampling=sampling, seed=5))
+    assert body["prompt"] == {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "chat_template_kwargs": {"a": 1, "b": 2},
+    }
+    assert (body["temperature"], body["top_p"], body["top_k"], body["min_p"]) == (0.7, 0.9, 0, 0.0)
+    assert (body["n_predict"], body["seed"], body["mirostat"]) == (40, 5, 2)
+    json.dumps(body)
+
+
 def test_a_revision_spares_reading_the_file() -> None:
     options = LlamaCppTeacher(model="/nowhere/model.Q8_0.gguf", revision="r1")
     identity = create("teacher", options).identity
@@ -507,7 +539,7 @@ def test_a_revision_spares_reading_the_file() -> None:
 
 @pytest.mark.parametrize("member", ["identity", "capabilities"])
 def test_a_missing_file_is_named_with_its_key(member: str) -> None:
-    teacher = create("small", LlamaCppTeacher(model="/nowhere/model.gguf"))
+    teacher = create("teachers.small", LlamaCppTeacher(model="/nowhere/model.gguf"))
     with pytest.raises(TeacherBroken, match=r"^teachers\.small\.model: /nowhere/model\.gguf does"):
         getattr(teacher, member)
 
@@ -535,12 +567,8 @@ def cut_weights(path: Path, size: int, old: bytes = b"", new: bytes = b"") -> Pa
             lambda p: cut_weights(p, 5_000_000, b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenX"),
             "carries no vocabulary",
         ),
-        (
-            lambda p: cut_weights(p, 5_000_000, b"llama.block_count", b"llama.block_counX"),
-            r"loaded by llama\.cpp \(.*llama\.block_count",
-        ),
     ],
-    ids=["text", "empty", "torn header", "torn tensors", "no template", "no tokens", "no layers"],
+    ids=["text", "empty", "torn header", "torn tensors", "no template", "no tokens"],
 )
 def test_a_file_that_cannot_be_used_is_explained(tmp_path: Path, make: Any, problem: str) -> None:
     path = tmp_path / "broken.gguf"

@@ -75,8 +75,10 @@ def ledger(corpus: Path, as_json: bool) -> None:
 
 def _print_ledger(ledger: Ledger) -> None:
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no edge to wrap at
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for title in ("attempts", "answered", "prompt tok", "cached", "completion tok", "cost"):
         table.add_column(title, justify="right")
     table.add_row("total", *_cells(ledger.total, ledger.price_known))

@@ -333,6 +333,14 @@ async def _watched(
         with suppress(asyncio.CancelledError):
             await ticking
         _tell(meter.progress(0), session, observer)
+        if fan_out.logprobs.missing:
+            observer(
+                Log(
+                    "warning",
+                    f"{fan_out.logprobs.missing} answers came without the logprobs that were asked "
+                    "for; their token columns are null",
+                )
+            )
 
 
 async def _tick(fan_out: FanOut, meter: RunMeter, session: Session, observer: Observer) -> None:

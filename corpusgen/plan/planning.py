@@ -185,13 +185,14 @@ class _Planner:
 
     def run(self, skip_bad_prompts: bool) -> Planned:
         """Do the passes and put the marker."""
-        samples = self._read_prompts(skip_bad_prompts)
-        self._read_plan()
-        marks = _Verdicts(Marks(samples), Marks(samples), Marks(samples))
         changes_file = self._layout.segment(self._number, "-changes.parquet")
-        with ChangesWriter(changes_file) as changes:
-            self._resolve(marks, changes)
-            runs = self._write_samples(marks, changes)
+        with self._rows:
+            samples = self._read_prompts(skip_bad_prompts)
+            self._read_plan()
+            marks = _Verdicts(Marks(samples), Marks(samples), Marks(samples))
+            with ChangesWriter(changes_file) as changes:
+                self._resolve(marks, changes)
+                runs = self._write_samples(marks, changes)
         if not changes.counts:
             changes_file.unlink(missing_ok=True)
         sets = {

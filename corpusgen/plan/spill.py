@@ -79,6 +79,12 @@ class Rows:
         self._file = path.open("wb", buffering=1 << 20)
         self._encoder = msgspec.msgpack.Encoder()
 
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
     def add(self, row: Any) -> None:
         """Append one row."""
         data = self._encoder.encode(row)

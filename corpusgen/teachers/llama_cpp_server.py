@@ -137,7 +137,7 @@ def _environment(own: Mapping[str, str]) -> dict[str, str]:
     """Return the child's environment: threads that wait give their core away soon.
 
     GNU OpenMP's threads spin for milliseconds at every barrier. Where another process wants a core
-    this costs nine tenths of the speed, and on an idle machine it gains nothing.
+    this cost nine tenths of the speed; on an idle machine it gained nothing that could be measured.
     """
     chosen = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & own.keys()
     return dict(own) if chosen else {**own, "GOMP_SPINCOUNT": "1000"}

@@ -1,0 +1,425 @@
+"""What was written is read back; what a crash tore off is cut off; what is foreign is refused."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpusgen.errors import CorpusError
+from corpusgen.journal import (
+    Begun,
+    Contents,
+    Ended,
+    Failed,
+    JournalWriter,
+    Opened,
+    Record,
+    lost,
+    read_contents,
+    read_generation,
+    take,
+)
+from corpusgen.types import Answer, Attempt, Failure, Generation, Intent, TokenTrace, Usage
+
+CORPUS = "c" * 32
+OPENED = Opened(CORPUS, 12, 3)
+
+
+def i32(*values: int) -> Any:
+    return np.array(values, np.int32)
+
+
+def f32(*values: float) -> Any:
+    return np.array(values, np.float32)
+
+
+FULL_TRACE = TokenTrace(
+    ids=i32(1, 2, 2**31 - 1),
+    token_bytes=[b"a", b"\xff\x00", b""],
+    sampled_logprob=f32(-0.5, np.nan, -1e-30),
+    sampled_rank=i32(1, 0, 20),
+    topk_counts=i32(2, -1, 0),
+    topk_ids=i32(1, 7),
+    topk_bytes=[b"\xf0\x9f", b"x"],
+    topk_logprobs=f32(-0.25, -np.inf),
+)
+EMPTY_TRACE = TokenTrace(ids=i32(), topk_counts=i32(), topk_ids=i32(), topk_logprobs=f32())
+
+
+def generation(sample: str, answer: Answer | None = None, **changes: Any) -> Generation:
+    values: dict[str, Any] = {
+        "sample_id": sample,
+        "answer": answer or Answer("An answer.", "stop"),
+        "usage": Usage(7, 3, None, 0),
+        "endpoint": "local",
+        "started_at": 1760000000.123456,
+        "latency_s": 0.25,
+        "attempts": 1,
+    }
+    return Generation(**{**values, **changes})
+
+
+def attempt(number: int, *samples: str, outcome: str = "answered", **changes: Any) -> Attempt:
+    return Attempt(f"{number:032x}", list(samples), "local", 1760000000.0, outcome, **changes)
+
+
+def intent(number: int, *samples: str, reserved: int | None = None) -> Intent:
+    return Intent(f"{number:032x}", list(samples), "local", 1760000000.0, reserved)
+
+
+FULL_GENERATION = generation(
+    "s1",
+    Answer(
+        text="Zürich 東京 🙂 \u0000",
+        finish_reason="stop",
+        reasoning="Hmm.",
+        tool_calls=[{"id": "1", "function": {"name": "f", "arguments": "{}"}}],
+        completion_tokens=3,
+        reasoning_tokens=1,
+        trace=FULL_TRACE,
+    ),
+    prompt_token_ids=i32(5, 6),
+    model_revision="m@fp",
+)
+RECORDS: list[Record] = [
+    OPENED,
+    Begun(intent(1, "s1", "s2", reserved=10**15)),
+    Ended(
+        attempt(1, "s1", "s2", http_status=200, cost_picousd=123, request_id="r-1"),
+        [FULL_GENERATION, generation("s2", Answer("", "length", trace=EMPTY_TRACE))],
+    ),
+    Begun(intent(2, "s3")),
+    Ended(attempt(2, "s3", outcome="rate_limit"), [], [Failure("s3", "rate_limit", "no.", 1)]),
+    Failed(Failure("s4", "bad_prompt", "line 3", 0)),
+    Begun(intent(3, "s5", reserved=7)),
+]
+
+
+def write(path: Path, records: list[Record]) -> list[tuple[int, int]]:
+    opened, *rest = records
+    assert isinstance(opened, Opened)
+    writer = JournalWriter(path, opened)
+    places = [writer.append(record) for record in rest]
+    writer.close()
+    return places
+
+
+def plain(value: Any) -> Any:
+    """Return a value in which arrays can be compared, NaN included."""
+    return msgspec.to_builtins(
+        value, enc_hook=lambda array: [array.dtype.str, array.tobytes().hex()]
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal" / "00012-003.log"
+
+
+def stored(path: Path, contents: Contents, sample: str) -> Generation:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return read_generation(descriptor, contents.generations[sample])
+    finally:
+        os.close(descriptor)
+
+
+def test_every_kind_of_record_comes_back_as_it_was(path: Path) -> None:
+    write(path, RECORDS)
+    contents = read_contents(path, OPENED)
+    assert contents.size == path.stat().st_size
+    assert contents.torn_bytes == 0
+    assert list(contents.generations) == ["s1", "s2"]
+    assert list(contents.failures) == ["s3", "s4"]
+    assert contents.failures["s4"] == Failure("s4", "bad_prompt", "line 3", 0)
+    ended = [record.attempt for record in RECORDS if isinstance(record, Ended)]
+    assert contents.attempts == ended
+    assert list(contents.unfinished.values()) == [intent(3, "s5", reserved=7)]
+    answered = RECORDS[2]
+    assert isinstance(answered, Ended)
+    for expected in answered.generations:
+        assert plain(stored(path, contents, expected.sample_id)) == plain(expected)
+
+
+def test_what_is_entered_while_writing_equals_what_is_read(path: Path) -> None:
+    """The store keeps contents up to date by `take`; a restart reads them from the file."""
+    writer = JournalWriter(path, OPENED)
+    kept = Contents({}, {}, [], {}, 0, 0)
+    for record in RECORDS[1:]:
+        take(kept, record, *writer.append(record))
+    writer.close()
+    read = read_contents(path, OPENED)
+    assert (kept.generations, kept.failures, kept.attempts, kept.unfinished) == (
+        read.generations,
+        read.failures,
+        read.attempts,
+        read.unfinished,
+    )
+
+
+def test_a_generation_after_a_failure_and_a_later_generation_are_both_kept(path: Path) -> None:
+    """`--retry-failed` after a crash goes on in the same journal."""
+    write(
+        path,
+        [
+            OPENED,
+            Failed(Failure("s1", "timeout", "late", 6)),
+            Ended(attempt(1, "s1"), [generation("s1", attempts=7)]),
+        ],
+    )
+    contents = read_contents(path, OPENED)
+    assert "s1" in contents.failures
+    assert stored(path, contents, "s1").attempts == 7
+
+
+LAST: list[Record] = [
+    RECORDS[2],
+    RECORDS[3],
+    RECORDS[4],
+    RECORDS[5],
+]
+
+
+@pytest.mark.parametrize("last", LAST, ids=lambda record: type(record).__name__)
+def test_a_record_torn_at_any_byte_costs_only_itself(path: Path, last: Record) -> None:
+    before = [OPENED, Begun(intent(8, "s8")), Ended(attempt(8, "s8"), [generation("s8")])]
+    offset, length = write(path, [*before, last])[-1]
+    whole = path.read_bytes()
+    assert len(whole) == offset + length
+    for cut in range(offset, offset + length):
+        path.write_bytes(whole[:cut])
+        contents = read_contents(path, OPENED)
+        assert (contents.size, contents.torn_bytes) == (offset, cut - offset)
+        assert list(contents.generations) == ["s8"]
+        assert contents.attempts == [attempt(8, "s8")]
+        assert not contents.failures
+    for cut in (offset, offset + 3, offset + length - 1):
+        path.write_bytes(whole[:cut])
+        writer = JournalWriter(path, OPENED, resume_at=read_contents(path, OPENED).size)
+        assert writer.append(last) == (offset, length)
+        writer.close()
+        assert path.read_bytes() == whole
+
+
+def test_a_journal_torn_in_its_first_record_begins_anew(path: Path) -> None:
+    write(path, [OPENED])
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        contents = read_contents(path, OPENED)
+        assert (contents.size, contents.torn_bytes) == (0, cut)
+        JournalWriter(path, OPENED, resume_at=0).close()
+        assert path.read_bytes() == whole
+
+
+def test_zeros_after_a_power_cut_are_a_torn_tail(path: Path) -> None:
+    """A file system may extend a file before it writes the data: the tail reads as zeros."""
+    write(path, RECORDS)
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(bytes(4096))
+    contents = read_contents(path, OPENED)
+    assert (contents.size, contents.torn_bytes) == (size, 4096)
+
+
+def test_a_flipped_bit_is_never_taken_for_data(path: Path) -> None:
+    places = write(path, RECORDS[:6])
+    whole = path.read_bytes()
+    offset, length = places[1]  # the record with the answers
+    for at in range(offset, offset + length):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << (at % 8)
+        path.write_bytes(flipped)
+        contents = read_contents(path, OPENED)
+        assert contents.size == offset
+        assert contents.generations == {}
+        assert contents.unfinished.keys() == {intent(1).attempt_id}
+
+
+def record_bytes(payload: bytes, *, length: int | None = None) -> bytes:
+    size = len(payload) if length is None else length
+    return struct.pack("<II", size, zlib.crc32(payload)) + payload
+
+
+@pytest.mark.parametrize("length", [2**32 - 1, 2**31, 2**30 + 1, 2**30, 10_000])
+def test_an_absurd_length_is_a_torn_tail_and_allocates_nothing(path: Path, length: int) -> None:
+    write(path, RECORDS)
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(record_bytes(b"x" * 100, length=length))
+    contents = read_contents(path, OPENED)
+    assert (contents.size, contents.torn_bytes) == (size, 108)
+
+
+def test_an_empty_file_is_an_empty_journal(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    contents = read_contents(path, OPENED)
+    assert (contents.size, contents.torn_bytes) == (0, 0)
+
+
+FOREIGN: dict[str, bytes | Opened] = {
+    "another corpus": Opened("d" * 32, 12, 3),
+    "another partition": Opened(CORPUS, 13, 3),
+    "another part": Opened(CORPUS, 12, 0),
+    "text": b"2026-11-01 12:00:00 INFO started\n" * 40,
+    "binary": bytes(range(256)) * 4,
+    "zeros": bytes(4096),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_file_is_refused_and_left_alone(path: Path, kind: str) -> None:
+    content = FOREIGN[kind]
+    if isinstance(content, Opened):
+        write(path, [content, *RECORDS[1:]])
+    else:
+        path.parent.mkdir()
+        path.write_bytes(content)
+    before = path.read_bytes()
+    with pytest.raises(
+        CorpusError, match="is not this part's journal in this corpus; move it away"
+    ):
+        read_contents(path, OPENED)
+    assert path.read_bytes() == before
+
+
+def test_a_journal_that_does_not_begin_with_its_corpus_is_foreign(path: Path) -> None:
+    offset, _ = write(path, RECORDS)[0]
+    path.write_bytes(path.read_bytes()[offset:])
+    with pytest.raises(CorpusError, match="is not this part's journal in this corpus"):
+        read_contents(path, OPENED)
+
+
+def test_resuming_cuts_and_goes_on_where_it_is_told(path: Path) -> None:
+    places = write(path, RECORDS)
+    offset, _ = places[2]
+    writer = JournalWriter(path, OPENED, resume_at=offset)
+    assert path.stat().st_size == offset
+    assert writer.append(RECORDS[5])[0] == offset
+    writer.close()
+    contents = read_contents(path, OPENED)
+    assert list(contents.failures) == ["s4"]
+    assert list(contents.generations) == ["s1", "s2"]
+
+
+def test_closing_and_syncing_twice_are_harmless(path: Path) -> None:
+    writer = JournalWriter(path, OPENED)
+    assert writer.dirty
+    writer.sync()
+    assert not writer.dirty
+    writer.append(RECORDS[1])
+    assert writer.dirty
+    writer.close()
+    writer.close()
+    writer.sync()
+    assert read_contents(path, OPENED).torn_bytes == 0
+
+
+def test_an_intent_without_an_outcome_is_charged_at_its_reservation() -> None:
+    found = lost(intent(3, "s5", "s6", reserved=7))
+    assert found.outcome == "lost"
+    assert found.sample_ids == ["s5", "s6"]
+    assert found.reserved_picousd == 7
+    assert found.cost_picousd is found.prompt_tokens is found.latency_s is None
+
+
+@settings(max_examples=120, deadline=None)
+@given(garbage=st.binary(max_size=700), after=st.integers(0, 7))
+def test_garbage_raises_nothing_but_corpus_errors(
+    tmp_path_factory: pytest.TempPathFactory, garbage: bytes, after: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "garbage.log"
+    path.unlink(missing_ok=True)
+    size = 0
+    if after:
+        write(path, RECORDS[:after])
+        size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(garbage)
+    try:
+        contents = read_contents(path, OPENED)
+    except CorpusError:
+        assert after == 0
+    else:
+        assert contents.size == size
+        assert contents.torn_bytes == len(garbage)
+
+
+msgpack_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.binary() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["type", "failure", "intent", "attempt", "generations", "x"]), inner
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=60) | msgpack_values.map(msgspec.msgpack.encode))
+def test_a_whole_record_of_another_kind_ends_the_journal(
+    tmp_path_factory: pytest.TempPathFactory, payload: bytes
+) -> None:
+    """Length and checksum are right: only the content is not ours."""
+    path = tmp_path_factory.getbasetemp() / "forged.log"
+    path.unlink(missing_ok=True)
+    write(path, RECORDS)
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(record_bytes(payload))
+    contents = read_contents(path, OPENED)
+    assert (contents.size, contents.torn_bytes) == (size, 8 + len(payload))
+
+
+@pytest.mark.parametrize("array", [b"", b"abcx", b"abi", b"abcdi ", "abci", [1], 3, {"a": 1}])
+def test_a_forged_array_ends_the_journal(path: Path, array: Any) -> None:
+    write(path, RECORDS)
+    size = path.stat().st_size
+    record = plain_record(generation("s9"))
+    record["generations"][0]["prompt_token_ids"] = array
+    with path.open("ab") as file:
+        file.write(record_bytes(msgspec.msgpack.encode(record)))
+    assert read_contents(path, OPENED).size == size
+
+
+def plain_record(found: Generation) -> dict[str, Any]:
+    record: dict[str, Any] = msgspec.to_builtins(Ended(attempt(9, "s9"), [found]))
+    return record
+
+
+finite = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ids=st.none() | st.lists(st.integers(-(2**31), 2**31 - 1), max_size=20),
+    logprobs=st.none() | st.lists(finite, max_size=20),
+    text=st.text(max_size=50),
+)
+def test_any_answer_comes_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    ids: list[int] | None,
+    logprobs: list[float] | None,
+    text: str,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.log"
+    path.unlink(missing_ok=True)
+    trace = TokenTrace(
+        ids=None if ids is None else np.array(ids, np.int32),
+        topk_logprobs=None if logprobs is None else np.array(logprobs, np.float32),
+    )
+    given_one = generation("s", Answer(text, "stop", trace=trace))
+    write(path, [OPENED, Ended(attempt(1, "s"), [given_one])])
+    assert plain(stored(path, read_contents(path, OPENED), "s")) == plain(given_one)
