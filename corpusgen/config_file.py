@@ -144,7 +144,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, separator, raw = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override}: must be key=value, such as teacher.model=my-model.")
-    value = _parse_yaml(raw, f"--set {key}") if raw else ""
+    value = _read_value(raw)
     node: Any = tree
     steps = key.split(".")
     for depth, step in enumerate(steps):
@@ -168,6 +168,14 @@ def _apply(tree: dict[str, Any], override: str) -> None:
                 node = node[step]
         else:
             raise ConfigError(f"--set {key}: {'.'.join(steps[:depth])} holds a value, not keys.")
+
+
+def _read_value(raw: str) -> Any:
+    """Read a value as YAML; what is none, such as `*.parquet` or `{{ text }}`, is text."""
+    try:
+        return _yaml().load(raw) if raw else ""
+    except (YAMLError, ValueError, TypeError):
+        return raw
 
 
 def _expand(node: Any, environment: Mapping[str, str], source: str, at: str) -> Any:

@@ -14,6 +14,7 @@ from corpusgen import config as model
 from corpusgen import money, plugins
 from corpusgen.config import Config, PromptSet, TeacherConfig
 from corpusgen.config_file import LoadedConfig
+from corpusgen.curate.chain import load_filters
 from corpusgen.errors import ConfigError
 from corpusgen.money import Tariff
 from corpusgen.plan.planning import SetRequest
@@ -65,6 +66,16 @@ def check_capabilities(config: Config, teachers: dict[str, Teacher]) -> None:
                     f"prompt set {model.set_name(prompt_set)}: {key} is set, but the teacher "
                     f"{name} cannot do that; leave it out or use another teacher."
                 )
+
+
+def check_finishing(config: Config) -> None:
+    """Refuse filters and formats that do not exist or do not take their options.
+
+    Raises `ConfigError` before anything is asked, not after it was paid for.
+    """
+    load_filters(config.curate)
+    for options in config.export:
+        plugins.load(plugins.EXPORTERS, options.format)(options)
 
 
 def tariff_of(options: TeacherConfig) -> Tariff | None:

@@ -28,6 +28,7 @@ from corpusgen.money import Tariff
 from corpusgen.pipeline.asking import (
     check_budget,
     check_capabilities,
+    check_finishing,
     make_teachers,
     set_requests,
     tariff_of,
@@ -72,6 +73,7 @@ def opened(loaded: LoadedConfig, command: str) -> Iterator[Session]:
     config = loaded.config
     teachers = make_teachers(config)
     check_capabilities(config, teachers)
+    check_finishing(config)
     configured = model.teachers_of(config)
     tariffs = {name: tariff_of(configured[name]) for name in teachers}
     check_budget(config, tariffs)
