@@ -174,7 +174,7 @@ def _read_value(raw: str) -> Any:
     """Read a value as YAML; what is none, such as `*.parquet` or `{{ text }}`, is text."""
     try:
         return _yaml().load(raw) if raw else ""
-    except (YAMLError, ValueError, TypeError):
+    except (YAMLError, ValueError, TypeError, RecursionError):
         return raw
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,66 +18,18 @@ from typing import Protocol
 
 import msgspec
 
-from corpusgen.errors import (
-    CorpusgenError,
-    ExitCode,
-    RunStopped,
-    TeacherError,
-)
-from corpusgen.identity import seed_for
+from corpusgen import attempts
+from corpusgen.errors import CorpusgenError, RunStopped, TeacherError
 from corpusgen.limits import Budget, Gate, worst_case
 from corpusgen.money import Tariff
 from corpusgen.retry import RetryPolicy
+from corpusgen.stopping import FailureRate, LogprobCheck, Stop, Stopping
 from corpusgen.store import OpenPartition, Store
 from corpusgen.teachers.interface import Teacher
-from corpusgen.types import (
-    Answer,
-    Attempt,
-    Failure,
-    Generation,
-    Intent,
-    Reply,
-    Request,
-    Sample,
-    Usage,
-)
+from corpusgen.types import Failure, Generation, Intent, Request, Sample
 
 SYNC_S = 1.0
 _DETAIL_LENGTH = 500
-
-
-class Stop:
-    """The one wish to stop, with its reason; the first reason wins."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-        self.reason: CorpusgenError | None = None
-
-    def __call__(self, reason: CorpusgenError) -> None:
-        """Ask the run to stop."""
-        if self.reason is None:
-            self.reason = reason
-        self._event.set()
-
-    def is_asked(self) -> bool:
-        """Whether the run is to stop."""
-        return self._event.is_set()
-
-    async def wait(self) -> None:
-        """Wait until the run is to stop."""
-        await self._event.wait()
-
-    async def sleep(self, seconds: float) -> None:
-        """Sleep; raise `_Stopping` as soon as the run is to stop."""
-        try:
-            await asyncio.wait_for(self._event.wait(), seconds)
-        except TimeoutError:
-            return
-        raise _Stopping
-
-
-class _Stopping(Exception):
-    """Leaves a sample as it is: pending."""
 
 
 class Meter(Protocol):
@@ -95,63 +46,6 @@ class Meter(Protocol):
 
     def committed(self, opened: OpenPartition, complete: bool) -> None:
         """Tell that a part was committed."""
-
-
-class FailureRate:
-    """Stop a run in which too many of the last samples fail."""
-
-    def __init__(self, stop: Stop, highest: float, window: int, minimum: int) -> None:
-        self._stop = stop
-        self._highest = highest
-        self._minimum = minimum
-        self._last: deque[bool] = deque(maxlen=window)
-
-    def add(self, failed: bool, detail: str = "") -> None:
-        """Count one sample that ended."""
-        self._last.append(failed)
-        failures = sum(self._last) if failed else 0
-        if len(self._last) >= self._minimum and failures > self._highest * len(self._last):
-            self._stop(
-                RunStopped(
-                    f"{failures} of the last {len(self._last)} samples failed, more than "
-                    f"generate.max_failure_rate ({self._highest}) allows; the last one: {detail} "
-                    "Mend the cause and run the command again with --retry-failed",
-                    ExitCode.ERROR,
-                )
-            )
-
-
-class LogprobCheck:
-    """Stop a run whose teacher leaves out the logprobs that were asked for.
-
-    A single answer without them is kept and counted; none with them among the first few means
-    that the endpoint does not give any, and that going on would pay for half of what is wanted.
-    """
-
-    FIRST = 5
-
-    def __init__(self, stop: Stop) -> None:
-        self._stop = stop
-        self._given = 0
-        self.missing = 0
-
-    def add(self, request: Request, answer: Answer, endpoint: str) -> None:
-        """Count one answer."""
-        if request.top_logprobs == 0 or not answer.text:
-            return
-        if answer.trace is not None and answer.trace.topk_counts is not None:
-            self._given += 1
-            return
-        self.missing += 1
-        if self._given == 0 and self.missing == self.FIRST:
-            self._stop(
-                RunStopped(
-                    f"the endpoint {endpoint} answers without logprobs, although "
-                    f"sampling.top_logprobs is {request.top_logprobs}; set it to 0 in a corpus of "
-                    "its own (another `out`), or use an endpoint that gives them",
-                    ExitCode.ERROR,
-                )
-            )
 
 
 class Lane(msgspec.Struct, frozen=True):
@@ -282,7 +176,7 @@ class FanOut:
             opened, sample = item
             try:
                 await self._bring_to_end(lane, opened, sample)
-            except _Stopping:
+            except Stopping:
                 continue
             self._commit_if_finished(opened)
 
@@ -290,7 +184,7 @@ class FanOut:
         if sample.problem is not None:
             self._fail(opened, Failure(sample.sample_id, "bad_prompt", sample.problem, 0))
             return
-        request = request_for(sample, lane.top_logprobs, lane.prompt_token_ids)
+        request = attempts.request_for(sample, lane.top_logprobs, lane.prompt_token_ids)
         try:
             async for attempt in self._policy.attempts():
                 with attempt:
@@ -298,13 +192,13 @@ class FanOut:
         except TeacherError as error:
             if error.retry == "fatal":
                 self._stop(error)
-                raise _Stopping from None
+                raise Stopping from None
             detail = str(error)[:_DETAIL_LENGTH]
             sent = opened.sent[sample.sample_id]
             self._fail(opened, Failure(sample.sample_id, error.outcome, detail, sent))
         except RunStopped as reached:
             self._stop(reached)
-            raise _Stopping from None
+            raise Stopping from None
 
     def _fail(self, opened: OpenPartition, failure: Failure) -> None:
         opened.fail(failure)
@@ -317,7 +211,7 @@ class FanOut:
     ) -> None:
         """Make one attempt, with its intent and its outcome in the journal."""
         if self._stop.is_asked():
-            raise _Stopping
+            raise Stopping
         reserved = worst_case(request, lane.tariff)
         await self._budget.reserve(reserved)
         try:
@@ -328,7 +222,7 @@ class FanOut:
         if self._stop.is_asked():
             await lane.gate.leave(endpoint)
             await self._budget.settle(reserved, 0, may_be_billed=False)
-            raise _Stopping
+            raise Stopping
         intent = Intent(
             attempt_id=uuid.uuid4().hex,
             sample_ids=[sample.sample_id],
@@ -346,21 +240,23 @@ class FanOut:
         try:
             reply = await lane.teacher.generate(request, endpoint)
             latency = time.perf_counter() - began
-            cost = _cost(reply.usage, lane.tariff)
-            generation = _generation(intent, sample, reply, latency, opened)
-            opened.end(_answered(intent, reply, latency, cost), [generation])
+            cost = attempts.cost(reply.usage, lane.tariff)
+            generation = attempts.generation(
+                intent, sample, reply, latency, opened.sent[sample.sample_id]
+            )
+            opened.end(attempts.answered(intent, reply, latency, cost), [generation])
             self._meter.answered(generation, cost)
             self._failure_rate.add(False)
             self.logprobs.add(request, generation.answer, endpoint.name)
         except TeacherError as error:
             latency = time.perf_counter() - began
             pause, billed = error.retry_after_s, error.may_be_billed
-            cost = _failure_cost(error, lane.tariff)
-            opened.end(_failed(intent, error, latency, cost), [])
+            cost = attempts.failure_cost(error, lane.tariff)
+            opened.end(attempts.failed(intent, error, latency, cost), [])
             self._meter.retried(error)
             raise
         except asyncio.CancelledError:
-            opened.end(_cancelled(intent, time.perf_counter() - began), [])
+            opened.end(attempts.cancelled(intent, time.perf_counter() - began), [])
             raise
         finally:
             self.in_flight -= 1
@@ -407,105 +303,6 @@ class FanOut:
                         await asyncio.to_thread(opened.sync)
                     except OSError as error:
                         self._stop_for(error)
-
-
-def request_for(sample: Sample, top_logprobs: int, prompt_token_ids: bool) -> Request:
-    """Return what is asked for a sample, with the seed that is its own."""
-    return Request(
-        messages=sample.messages,
-        sampling=sample.sampling,
-        seed=seed_for(sample.sampling.seed, sample.sample_id),
-        top_logprobs=top_logprobs,
-        tools=sample.tools,
-        response_format=sample.response_format,
-        prompt_token_ids=prompt_token_ids,
-    )
-
-
-def _cost(usage: Usage, tariff: Tariff | None) -> int | None:
-    if tariff is None:
-        return None
-    if tariff.free:
-        return 0
-    if usage.prompt_tokens is None or usage.completion_tokens is None:
-        return None
-    return tariff.cost(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-
-
-def _failure_cost(error: TeacherError, tariff: Tariff | None) -> int | None:
-    """Return what a failed attempt cost: nothing, unless the provider may bill it all the same."""
-    if tariff is None:
-        return None
-    if error.prompt_tokens is not None and error.completion_tokens is not None:
-        return tariff.cost(error.prompt_tokens, error.completion_tokens)
-    return None if error.may_be_billed and not tariff.free else 0
-
-
-def _generation(
-    intent: Intent, sample: Sample, reply: Reply, latency_s: float, opened: OpenPartition
-) -> Generation:
-    answer: Answer = reply.answers[0]
-    if answer.completion_tokens is None:
-        answer = msgspec.structs.replace(answer, completion_tokens=reply.usage.completion_tokens)
-    return Generation(
-        sample_id=sample.sample_id,
-        answer=answer,
-        usage=reply.usage,
-        endpoint=intent.endpoint,
-        started_at=intent.started_at,
-        latency_s=latency_s,
-        attempts=opened.sent[sample.sample_id],
-        prompt_token_ids=reply.prompt_token_ids,
-        model_revision=reply.model_revision,
-    )
-
-
-def _answered(intent: Intent, reply: Reply, latency_s: float, cost: int | None) -> Attempt:
-    return Attempt(
-        attempt_id=intent.attempt_id,
-        sample_ids=intent.sample_ids,
-        endpoint=intent.endpoint,
-        started_at=intent.started_at,
-        outcome="answered",
-        latency_s=latency_s,
-        http_status=reply.http_status,
-        prompt_tokens=reply.usage.prompt_tokens,
-        cached_tokens=reply.usage.cached_tokens,
-        completion_tokens=reply.usage.completion_tokens,
-        reasoning_tokens=reply.usage.reasoning_tokens,
-        cost_picousd=cost,
-        reserved_picousd=intent.reserved_picousd,
-        request_id=reply.request_id,
-    )
-
-
-def _failed(intent: Intent, error: TeacherError, latency_s: float, cost: int | None) -> Attempt:
-    return Attempt(
-        attempt_id=intent.attempt_id,
-        sample_ids=intent.sample_ids,
-        endpoint=intent.endpoint,
-        started_at=intent.started_at,
-        outcome=error.outcome,
-        latency_s=latency_s,
-        http_status=error.http_status,
-        prompt_tokens=error.prompt_tokens,
-        completion_tokens=error.completion_tokens,
-        cost_picousd=cost,
-        reserved_picousd=intent.reserved_picousd,
-        request_id=error.request_id,
-    )
-
-
-def _cancelled(intent: Intent, latency_s: float) -> Attempt:
-    return Attempt(
-        attempt_id=intent.attempt_id,
-        sample_ids=intent.sample_ids,
-        endpoint=intent.endpoint,
-        started_at=intent.started_at,
-        outcome="cancelled",
-        latency_s=latency_s,
-        reserved_picousd=intent.reserved_picousd,
-    )
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:

@@ -205,18 +205,6 @@ def read_generation(descriptor: int, place: Located) -> Generation:
     return record.generations[place.index]
 
 
-def lost(intent: Intent) -> Attempt:
-    """Return the attempt that an intent without an outcome becomes: charged at its reservation."""
-    return Attempt(
-        attempt_id=intent.attempt_id,
-        sample_ids=intent.sample_ids,
-        endpoint=intent.endpoint,
-        started_at=intent.started_at,
-        outcome="lost",
-        reserved_picousd=intent.reserved_picousd,
-    )
-
-
 def _check_opened(record: Record, path: Path, opened: Opened) -> None:
     if record != opened:
         raise _foreign(path)

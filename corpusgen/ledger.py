@@ -7,19 +7,22 @@ Only committed attempts are counted; while a run goes on, the newest ones are st
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Context, Decimal
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from corpusgen.corpus import Corpus
-from corpusgen.errors import CorpusError
-from corpusgen.money import PICO
+from corpusgen.money import PICO, dollars
+from corpusgen.parquet import read_table
 
+_FOUR_DIGITS = Context(prec=4)
 _COLUMNS = [
     "endpoint",
     "outcome",
+    "started_at",
+    "latency_s",
     "prompt_tokens",
     "cached_tokens",
     "completion_tokens",
@@ -65,6 +68,8 @@ class Ledger(msgspec.Struct, frozen=True):
     """Rows that the latest curation keeps; null where there is none."""
     price_known: bool
     """Whether any attempt has a price."""
+    active_s: float
+    """Seconds in which requests were in flight; pauses between runs are left out."""
 
     @property
     def cost_per_kept_picousd(self) -> int | None:
@@ -88,9 +93,14 @@ def read_ledger(corpus: Corpus, kept: int | None) -> Ledger:
     by_prompt_set: dict[str, Sums] = {}
     total = Sums()
     priced = 0
+    spans: list[tuple[float, float]] = []
     for commit in corpus.commits:
         run = corpus.plan.run_of(commit.partition)
-        for outcome, endpoint, sums, with_price in _groups(corpus, commit.files.get("attempts")):
+        if "attempts" not in commit.files:
+            continue
+        table = read_table(corpus.path / commit.files["attempts"].path, _COLUMNS)
+        spans.append(_span(table))
+        for outcome, endpoint, sums, with_price in _groups(table):
             priced += with_price
             total.add(sums)
             for mapping, key in (
@@ -111,19 +121,28 @@ def read_ledger(corpus: Corpus, kept: int | None) -> Ledger:
         generations=corpus.rows("generations"),
         kept=kept,
         price_known=priced > 0,
+        active_s=_union_s(spans),
     )
 
 
-def _groups(corpus: Corpus, file: object) -> Iterator[tuple[str, str, Sums, int]]:
-    if file is None:
-        return
-    path = corpus.path / file.path  # type: ignore[attr-defined]
-    try:
-        table = pq.ParquetFile(path).read(columns=_COLUMNS)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise CorpusError(
-            f"{path}: cannot be read: {str(error).splitlines()[0]}. Run `corpusgen verify`."
-        ) from None
+def _span(table: pa.Table) -> tuple[float, float]:
+    """Return when a part's first request was sent and its last one ended, in epoch seconds."""
+    started = table["started_at"].cast(pa.int64()).to_numpy() / 1e6
+    ended = started + table["latency_s"].fill_null(0.0).to_numpy()
+    return float(started.min()), float(ended.max())
+
+
+def _union_s(spans: list[tuple[float, float]]) -> float:
+    """Return how many seconds are covered by any of some spans."""
+    covered, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return covered
+
+
+def _groups(table: pa.Table) -> Iterator[tuple[str, str, Sums, int]]:
+    """Yield (outcome, endpoint, sums, attempts with a price) for each pair of the first two."""
     pairs = table.select(["outcome", "endpoint"]).group_by(["outcome", "endpoint"]).aggregate([])
     for pair in pairs.to_pylist():
         mask = pc.and_(
@@ -155,8 +174,7 @@ def _sum(rows: pa.Table, column: str) -> int:
 
 
 def dollars_text(picousd: int) -> str:
-    """Return picodollars for people: `$1.27`, or more digits where the amount is small."""
-    amount = picousd / PICO
-    if picousd == 0:
-        return "$0"
-    return f"${amount:,.2f}" if amount >= 1 else f"${amount:.4g}"
+    """Return picodollars for people: `$1.27`, or four significant digits below a dollar."""
+    if picousd >= PICO:
+        return f"${Decimal(picousd) / PICO:,.2f}"
+    return f"${dollars(int(_FOUR_DIGITS.create_decimal(picousd)))}"

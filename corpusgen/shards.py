@@ -132,6 +132,8 @@ def write_attempts(target: Path, attempts: Sequence[Attempt], corpus_id: str) ->
     }
     columns["started_at"] = [_moment(attempt.started_at) for attempt in ordered]
     columns["request_id"] = [_clean(value) for value in columns["request_id"]]
+    for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens"):
+        columns[name] = [_count(value) for value in columns[name]]
     table = pa.table({name: columns[name] for name in schema.ATTEMPTS.names})
     return _write(target, table, schema.ATTEMPTS, corpus_id)
 
@@ -216,10 +218,10 @@ def _generation_table(
         "reasoning": [_clean(answer.reasoning) for answer in answers],
         "tool_calls": [_json(answer.tool_calls) for answer in answers],
         "finish_reason": [_clean(answer.finish_reason) for answer in answers],
-        "prompt_tokens": [generation.usage.prompt_tokens for generation in group],
-        "completion_tokens": [answer.completion_tokens for answer in answers],
-        "reasoning_tokens": [answer.reasoning_tokens for answer in answers],
-        "cached_tokens": [generation.usage.cached_tokens for generation in group],
+        "prompt_tokens": [_count(generation.usage.prompt_tokens) for generation in group],
+        "completion_tokens": [_count(answer.completion_tokens) for answer in answers],
+        "reasoning_tokens": [_count(answer.reasoning_tokens) for answer in answers],
+        "cached_tokens": [_count(generation.usage.cached_tokens) for generation in group],
         "model_revision": [_clean(generation.model_revision) for generation in group],
         "endpoint": [generation.endpoint for generation in group],
         "started_at": [_moment(generation.started_at) for generation in group],
@@ -342,6 +344,14 @@ def _clean(text: str | None) -> str | None:
     if text is None or text.isascii():
         return text
     return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _count(tokens: int | None) -> int | None:
+    """Return a token count, null where an endpoint states one that cannot be.
+
+    An absurd count must not keep a part from being committed for ever.
+    """
+    return tokens if tokens is not None and 0 <= tokens < 2**31 else None
 
 
 def _moment(seconds: float) -> datetime:

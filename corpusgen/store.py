@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from corpusgen import commits, journal, shards
+from corpusgen.attempts import charge, lost
 from corpusgen.commits import Commit
 from corpusgen.errors import CorpusError
 from corpusgen.layout import Layout
 from corpusgen.lease import Lease
+from corpusgen.parquet import read_table
 from corpusgen.plan.segments import Plan
 from corpusgen.schema import FORMAT_VERSION
 from corpusgen.shards import TokenFormat
@@ -136,7 +137,7 @@ class Store:
         """Return what counts against the budget so far: committed and journaled."""
         committed = sum(c.charged_picousd for parts in self.commits.values() for c in parts)
         waiting = [attempt for o in self.open.values() for attempt in o.contents.attempts]
-        return committed + sum(_charge(attempt) for attempt in waiting)
+        return committed + sum(charge(attempt) for attempt in waiting)
 
     def take_up(
         self, partition: int, wanted: Callable[[str], bool], retry: Callable[[str], bool] | None
@@ -253,7 +254,7 @@ class Store:
         writer = journal.JournalWriter(path, head, resume_at=contents.size)
         opened = OpenPartition(number, part, contents, writer)
         for intent in list(contents.unfinished.values()):
-            opened.end(journal.lost(intent), [])
+            opened.end(lost(intent), [])
         return opened
 
     def _ended_before(
@@ -280,12 +281,7 @@ class Store:
         if file is None:
             return []
         path = self._layout.root / file.path
-        try:
-            return pq.ParquetFile(path).read(columns=[column]).column(0).to_pylist()  # type: ignore[no-any-return]
-        except (OSError, ValueError) as error:
-            raise CorpusError(
-                f"{path}: cannot be read ({str(error).splitlines()[0]}). Run `corpusgen verify`."
-            ) from None
+        return read_table(path, [column]).column(0).to_pylist()  # type: ignore[no-any-return]
 
 
 class _Tokens:
@@ -303,12 +299,6 @@ def _stored_generations(path: Path, contents: journal.Contents) -> Iterator[Gene
             yield journal.read_generation(descriptor, contents.generations[sample])
     finally:
         os.close(descriptor)
-
-
-def _charge(attempt: Attempt) -> int:
-    if attempt.cost_picousd is not None:
-        return attempt.cost_picousd
-    return attempt.reserved_picousd or 0
 
 
 def _parse_name(path: Path) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from corpusgen import config as model
 from corpusgen.config_file import LoadedConfig, json_schema, parse_config, read_config
 from corpusgen.errors import ConfigError, ExitCode
+from corpusgen.types import Sampling
 from tests.runs import corpusgen
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -358,6 +359,13 @@ def test_set_overrides_keys_lists_and_new_keys() -> None:
     assert config.out == "7"
 
 
+@pytest.mark.parametrize(
+    "value", ["*.jsonl", "{{ text }}", "a: b: c", "[", "@home", "[" * 5000, "'open", "%d", "x\ty"]
+)
+def test_a_set_value_that_is_no_yaml_is_text(value: str) -> None:
+    assert parsed(BASE, f"out={value}").config.out == value
+
+
 def test_a_later_set_wins() -> None:
     assert parsed(BASE, "out=a", "out=b").config.out == "b"
 
@@ -382,7 +390,7 @@ def test_a_later_set_wins() -> None:
         ("prompts.n=4", "--set prompts.n: prompts is a list of 1; use an index such as prompts.0."),
         ("out.deep=1", "--set out.deep: out holds a value, not keys."),
         ("out.deep.er=1", "--set out.deep.er: out holds a value, not keys."),
-        ("out=[", "--set out:1: not valid YAML: expected the node content, but found"),
+        ("prompts=[", "c.yaml: prompts must be a list, but it is text."),
         (
             "sampling.temprature=1",
             "c.yaml: unknown key sampling.temprature. Did you mean temperature?",
@@ -478,7 +486,7 @@ def test_a_sets_sampling_wins_key_by_key() -> None:
         "teacher: {kind: fake}\nsampling: {temperature: 0.7, seed: 3, top_logprobs: 5}"
     ).config
     merged = model.set_sampling(config, config.prompts[0])
-    assert merged == model.Sampling(temperature=0.0, seed=3, stop=["x"])
+    assert merged == Sampling(temperature=0.0, seed=3, stop=["x"])
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_kill_before_any_change_to_a_file_is_mended(tmp_path: Path, offset: in
         succeeded(corpusgen("run", config))
         assert texts_at(out) == expected
         succeeded(corpusgen("verify", out, "--complete"))
-        leftovers = [p for p in out.rglob("*.log")]
+        leftovers = list(out.rglob("*.log"))
         assert leftovers == []
         remove(out)
         event += 4 * step

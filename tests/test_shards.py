@@ -288,6 +288,24 @@ def test_lone_surrogates_become_the_replacement_character(tmp_path: Path) -> Non
     assert found["model_revision"] == "m\ufffd"
 
 
+@pytest.mark.parametrize("absurd", [2**31, 10**18, -1])
+def test_an_absurd_token_count_is_no_count(tmp_path: Path, absurd: int) -> None:
+    """An endpoint's nonsense must not keep a part from being committed for ever."""
+    usage = Usage(absurd, absurd, absurd, absurd)
+    found = row(
+        tmp_path,
+        generation("a" * 32, usage=usage, completion_tokens=absurd, reasoning_tokens=absurd),
+    )
+    names = ["prompt_tokens", "completion_tokens", "reasoning_tokens", "cached_tokens"]
+    assert [found[name] for name in names] == [None] * 4
+    path = tmp_path / "attempts.parquet"
+    counts: dict[str, Any] = dict.fromkeys(names, absurd)
+    sent = Attempt("1" * 32, ["s"], "e", 1.0, "answered", **counts)
+    write_attempts(path, [sent], CORPUS)
+    (stored,) = pq.read_table(path).to_pylist()
+    assert [stored[name] for name in names] == [None] * 4
+
+
 def test_the_file_says_what_its_columns_cannot(tmp_path: Path) -> None:
     tokens = TokenFormat(20, "float16", "raw", 0.7, "f" * 32, "SmolLM2", 49_152)
     metadata = written(tmp_path, [FULL], tokens).schema_arrow.metadata

@@ -378,7 +378,7 @@ def test_a_wrong_endpoint_is_refused_offline(
     monkeypatch.setenv("ODD_KEY", "hunter2\nhunter2")
     options = OpenAITeacher(model="m", endpoints=[OpenAIEndpoint(), OpenAIEndpoint(**endpoint)])
     with pytest.raises(errors.ConfigError, match=says) as caught:
-        create("big", options)
+        create("teachers.big", options)
     assert str(caught.value).startswith("teachers.big.endpoints[1].")
     assert "hunter2" not in str(caught.value)
 

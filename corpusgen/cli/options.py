@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from corpusgen.config_file import LoadedConfig, read_config
+from corpusgen.config_file import read_config
 from corpusgen.corpus import Corpus, load
 
 Command = Callable[..., Any]
@@ -48,11 +48,6 @@ def verbosity_options(command: Command) -> Command:
     return click.option("-q", "--quiet", is_flag=True, help="Tell only warnings and the result.")(
         command
     )
-
-
-def loaded(config: Path, overrides: tuple[str, ...]) -> LoadedConfig:
-    """Read a configuration; raise `ConfigError`."""
-    return read_config(config, overrides)
 
 
 def opened(path: Path) -> Corpus:

@@ -6,9 +6,9 @@ import sys
 
 import msgspec
 
+from corpusgen.attempts import request_for
 from corpusgen.config_file import LoadedConfig
 from corpusgen.corpus import Corpus
-from corpusgen.fanout import request_for
 from corpusgen.pipeline.asking import make_teachers
 from corpusgen.teachers.interface import Teacher
 from corpusgen.types import Sample

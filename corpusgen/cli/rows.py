@@ -14,6 +14,7 @@ from rich.text import Text
 
 from corpusgen.corpus import Corpus
 from corpusgen.errors import CorpusError
+from corpusgen.parquet import read_table
 
 _GENERATION_COLUMNS = [
     "sample_id",
@@ -63,7 +64,7 @@ def print_rows(
 
 def _failures(corpus: Corpus) -> Iterator[dict[str, Any]]:
     for path in corpus.files("failures"):
-        yield from pq.ParquetFile(path).read().to_pylist()
+        yield from read_table(path).to_pylist()
 
 
 def _generations(corpus: Corpus, *, needs_verdicts: bool) -> Iterator[dict[str, Any]]:
@@ -82,7 +83,7 @@ def _verdicts(curation: Path, generations: Path) -> dict[str, dict[str, Any]]:
     path = curation / "verdicts" / generations.name
     if not path.exists():
         return {}
-    return {row.pop("sample_id"): row for row in pq.ParquetFile(path).read().to_pylist()}
+    return {row.pop("sample_id"): row for row in read_table(path).to_pylist()}
 
 
 def _text(row: dict[str, Any]) -> Text:

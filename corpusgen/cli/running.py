@@ -9,16 +9,17 @@ from pathlib import Path
 import click
 
 from corpusgen import pipeline
-from corpusgen.cli.options import config_argument, json_option, loaded, verbosity_options
+from corpusgen.cli.options import config_argument, json_option, verbosity_options
 from corpusgen.cli.progress import watching
 from corpusgen.cli.requests import show_requests
 from corpusgen.cli.summary import print_result
-from corpusgen.config_file import LoadedConfig
+from corpusgen.config_file import LoadedConfig, read_config
 from corpusgen.errors import FAILURE_REASONS
 from corpusgen.events import Observer
 from corpusgen.pipeline import Choice, Options, Result
 
 Stage = Callable[[LoadedConfig, Observer], Result]
+AskingStage = Callable[[LoadedConfig, Options, Observer], Result]
 
 
 def _asking_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -38,6 +39,7 @@ def _asking_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["all", *FAILURE_REASONS]),
             is_flag=False,
             flag_value="all",
+            metavar="[all|REASON]",
             help="Ask failed samples again: all of them, or those with one reason.",
         ),
         click.option(
@@ -59,54 +61,72 @@ def _execute(stage: Stage, config: LoadedConfig, quiet: bool, verbose: bool, as_
     sys.exit(int(result.exit_code))
 
 
-@click.command()
-@config_argument
-@_asking_options
-@verbosity_options
-@json_option
-def run(
-    config: Path,
-    overrides: tuple[str, ...],
-    limit: int | None,
-    retry_failed: str | None,
-    skip_bad_prompts: bool,
-    add: bool,
-    quiet: bool,
-    verbose: bool,
-    as_json: bool,
-) -> None:
-    """Generate, curate, export and report; the same command again goes on where it ended."""
-    options = Options(Choice(limit, retry_failed), skip_bad_prompts, add)
-    _execute(
-        lambda c, o: pipeline.run(c, options, o), loaded(config, overrides), quiet, verbose, as_json
-    )
+def _asking_command(name: str, stage: AskingStage, doc: str) -> click.Command:
+    """Return a command that asks the teacher: `run` and `generate` differ in their stage only."""
+
+    @click.command(name, help=doc)
+    @config_argument
+    @_asking_options
+    @verbosity_options
+    @json_option
+    def command(
+        config: Path,
+        overrides: tuple[str, ...],
+        limit: int | None,
+        retry_failed: str | None,
+        skip_bad_prompts: bool,
+        add: bool,
+        quiet: bool,
+        verbose: bool,
+        as_json: bool,
+    ) -> None:
+        options = Options(Choice(limit, retry_failed), skip_bad_prompts, add)
+        settings = read_config(config, overrides)
+        _execute(lambda c, o: stage(c, options, o), settings, quiet, verbose, as_json)
+
+    return command
 
 
-@click.command()
-@config_argument
-@_asking_options
-@verbosity_options
-@json_option
-def generate(
-    config: Path,
-    overrides: tuple[str, ...],
-    limit: int | None,
-    retry_failed: str | None,
-    skip_bad_prompts: bool,
-    add: bool,
-    quiet: bool,
-    verbose: bool,
-    as_json: bool,
-) -> None:
-    """Ask the teacher what is still to be asked, and nothing after it."""
-    options = Options(Choice(limit, retry_failed), skip_bad_prompts, add)
-    _execute(
-        lambda c, o: pipeline.generate(c, options, o),
-        loaded(config, overrides),
-        quiet,
-        verbose,
-        as_json,
-    )
+def _finishing_command(name: str, stage: Stage, doc: str) -> click.Command:
+    """Return a command that starts no teacher."""
+
+    @click.command(name, help=doc)
+    @config_argument
+    @verbosity_options
+    @json_option
+    def command(
+        config: Path, overrides: tuple[str, ...], quiet: bool, verbose: bool, as_json: bool
+    ) -> None:
+        _execute(stage, read_config(config, overrides), quiet, verbose, as_json)
+
+    return command
+
+
+run = _asking_command(
+    "run",
+    pipeline.run,
+    "Generate, curate, export and report; the same command again goes on where it ended.",
+)
+generate = _asking_command(
+    "generate",
+    pipeline.generate,
+    "Ask the teacher what is still to be asked, and nothing after it.",
+)
+curate = _finishing_command(
+    "curate",
+    pipeline.curate,
+    "Judge what is generated, and print the funnel; costs nothing.",
+)
+export = _finishing_command(
+    "export",
+    pipeline.export,
+    "Curate, and write the datasets with their cards; costs nothing.",
+)
+report = _finishing_command(
+    "report",
+    pipeline.make_report,
+    "Curate, export, and write report.html; costs nothing.",
+)
 
 
 @click.command()
@@ -127,7 +147,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Read the prompts and plan the samples; ask nothing."""
-    settings = loaded(config, overrides)
+    settings = read_config(config, overrides)
     options = Options(skip_bad_prompts=skip_bad_prompts, add=add)
     with watching(quiet=quiet, verbose=verbose, as_json=as_json) as observer:
         result = pipeline.plan(settings, options, observer)
@@ -135,39 +155,6 @@ def plan(
         show_requests(settings, show)
     elif not as_json:
         print_result(result)
-
-
-@click.command()
-@config_argument
-@verbosity_options
-@json_option
-def curate(
-    config: Path, overrides: tuple[str, ...], quiet: bool, verbose: bool, as_json: bool
-) -> None:
-    """Judge what is generated, and print the funnel; costs nothing."""
-    _execute(pipeline.curate, loaded(config, overrides), quiet, verbose, as_json)
-
-
-@click.command()
-@config_argument
-@verbosity_options
-@json_option
-def export(
-    config: Path, overrides: tuple[str, ...], quiet: bool, verbose: bool, as_json: bool
-) -> None:
-    """Curate, and write the datasets with their cards; costs nothing."""
-    _execute(pipeline.export, loaded(config, overrides), quiet, verbose, as_json)
-
-
-@click.command()
-@config_argument
-@verbosity_options
-@json_option
-def report(
-    config: Path, overrides: tuple[str, ...], quiet: bool, verbose: bool, as_json: bool
-) -> None:
-    """Curate, export, and write report.html; costs nothing."""
-    _execute(pipeline.make_report, loaded(config, overrides), quiet, verbose, as_json)
 
 
 COMMANDS = (plan, run, generate, curate, export, report)

@@ -7,7 +7,6 @@ writing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -18,6 +17,7 @@ from corpusgen import schema
 from corpusgen.curate.chain import Verdict
 from corpusgen.errors import CorpusError
 from corpusgen.files import written_aside
+from corpusgen.parquet import read_table, readable
 
 BATCH_ROWS = 1024
 """Generations in memory at a time."""
@@ -40,7 +40,7 @@ def verdicts_path(directory: Path, part: str) -> Path:
 
 def count_rows(path: Path) -> int:
     """Return how many generations a file holds, from its footer alone."""
-    with _readable(path):
+    with readable(path):
         return int(pq.read_metadata(path).num_rows)
 
 
@@ -49,7 +49,7 @@ def read_generations(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 
     Raises `CorpusError` on a file that is missing, torn, or no generations file.
     """
-    with _readable(path), pq.ParquetFile(path) as file:
+    with readable(path), pq.ParquetFile(path) as file:
         missing = [name for name in columns if name not in file.schema_arrow.names]
         if missing:
             raise CorpusError(
@@ -83,16 +83,4 @@ def write_verdicts(path: Path, tables: Sequence[pa.Table]) -> None:
 
 def read_verdicts(path: Path) -> pa.Table:
     """Return a part's verdicts; raises `CorpusError` where they cannot be read."""
-    with _readable(path):
-        return pq.read_table(path, partitioning=None)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CorpusError(
-            f"{path}: cannot be read: {reason}. Run `corpusgen verify` on the corpus."
-        ) from None
+    return read_table(path)

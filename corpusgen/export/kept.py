@@ -8,7 +8,6 @@ message fields that are null throughout, and all its shards one schema.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from corpusgen import schema
 from corpusgen.errors import CorpusError
+from corpusgen.parquet import read_table, readable
 
 BATCH_ROWS = 1024
 """Generations in memory at a time."""
@@ -45,7 +45,7 @@ def find_absent(inputs: Sequence[ExportInput]) -> Absent:
     """Return the optional columns and message fields that are null in every generation."""
     columns, fields = set(OPTIONAL_COLUMNS), set(OPTIONAL_FIELDS)
     for part in inputs:
-        with _readable(part.generations), pq.ParquetFile(part.generations) as file:
+        with readable(part.generations), pq.ParquetFile(part.generations) as file:
             columns = {name for name in columns if not _has_value(file, (name,))}
             fields = {name for name in fields if not _has_value(file, ("messages", name))}
     return Absent(frozenset(columns), frozenset(fields))
@@ -59,7 +59,7 @@ def read_kept(part: ExportInput, columns: Sequence[str], absent: Absent) -> Iter
     """
     keep, ids = _read_verdicts(part)
     wanted = [name for name in columns if name not in absent.columns]
-    with _readable(part.generations), pq.ParquetFile(part.generations) as file:
+    with readable(part.generations), pq.ParquetFile(part.generations) as file:
         _check_columns(file, part.generations, columns)
         if file.metadata.num_rows != len(keep):
             raise _misfit(part)
@@ -108,8 +108,7 @@ def _narrow_messages(column: pa.ChunkedArray, absent: frozenset[str]) -> pa.Chun
 
 
 def _read_verdicts(part: ExportInput) -> tuple[pa.Array, pa.Array]:
-    with _readable(part.verdicts):
-        table = pq.read_table(part.verdicts, columns=["sample_id", "keep"], partitioning=None)
+    table = read_table(part.verdicts, ["sample_id", "keep"])
     return table["keep"].combine_chunks(), table["sample_id"].combine_chunks()
 
 
@@ -153,14 +152,3 @@ def _misfit(part: ExportInput) -> CorpusError:
         f"{part.verdicts}: does not hold the verdicts of {part.generations}. "
         "Run `corpusgen curate` again."
     )
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CorpusError(
-            f"{path}: cannot be read: {reason}. Run `corpusgen verify` on the corpus."
-        ) from None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow.parquet as pq
 
 import corpusgen
 from corpusgen import commits
@@ -32,6 +31,7 @@ from corpusgen.export.kept import ExportInput
 from corpusgen.export.run import ExportResult, export, read_export
 from corpusgen.files import write_file
 from corpusgen.ledger import Ledger, dollars_text
+from corpusgen.parquet import read_table
 from corpusgen.plan.segments import SetCounts
 from corpusgen.report import facts
 from corpusgen.report.facts import GenerationFacts, gather
@@ -204,6 +204,7 @@ class _Facts:
             costs=tuple(self._costs()),
             datasets=tuple(self._datasets()),
             cost=self.cost,
+            wall_s=self._ledger.active_s,
         )
 
     def _costs(self) -> Iterator[facts.CostFacts]:
@@ -239,15 +240,13 @@ def failed_by_reason(corpus: Corpus) -> dict[str, int]:
         failed: dict[str, str] = {}
         for commit in parts:
             if "failures" in commit.files:
-                table = pq.ParquetFile(corpus.path / commit.files["failures"].path).read()
+                table = read_table(corpus.path / commit.files["failures"].path)
                 failed |= zip(
                     table["sample_id"].to_pylist(), table["reason"].to_pylist(), strict=True
                 )
             if "generations" in commit.files:
                 path = corpus.path / commit.files["generations"].path
-                for sample in (
-                    pq.ParquetFile(path).read(columns=["sample_id"])["sample_id"].to_pylist()
-                ):
+                for sample in read_table(path, ["sample_id"])["sample_id"].to_pylist():
                     failed.pop(sample, None)
         reasons.update(reason for sample, reason in failed.items() if sample not in retired)
     return dict(reasons.most_common())

@@ -17,7 +17,7 @@ from corpusgen import money
 from corpusgen.corpus import Corpus
 from corpusgen.errors import CorpusgenError, ExitCode, RunStopped, TeacherError
 from corpusgen.events import Log, Observer, Progress
-from corpusgen.fanout import FailureRate, FanOut, Lane, Stop
+from corpusgen.fanout import FanOut, Lane
 from corpusgen.files import write_file
 from corpusgen.layout import Layout
 from corpusgen.limits import Budget, Gate
@@ -26,6 +26,7 @@ from corpusgen.pipeline.session import Session
 from corpusgen.plan.segments import Plan
 from corpusgen.retry import RetryPolicy
 from corpusgen.shards import TokenFormat
+from corpusgen.stopping import FailureRate, Stop
 from corpusgen.store import Store
 from corpusgen.teachers.interface import Teacher
 

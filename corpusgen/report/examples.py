@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 
-from corpusgen.report.scan import Input, Place, check_columns, read_table, readable
+from corpusgen.parquet import read_table, readable
+from corpusgen.report.scan import Input, Place, check_columns
 
 TokenBytes = Callable[[Sequence[int]], Sequence[bytes]]
 """Return the bytes of token ids."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from corpusgen.errors import CorpusError
+from corpusgen.parquet import read_table, readable
 from corpusgen.report.histogram import Counts
 
 BATCH_ROWS = 4096
@@ -179,12 +179,6 @@ def topk_mass(paths: Sequence[Path]) -> Mass | None:
     return Mass(mass / positions, k, positions) if positions else None
 
 
-def read_table(path: Path) -> pa.Table:
-    """Return a small file as a whole."""
-    with readable(path):
-        return pq.read_table(path, partitioning=None)
-
-
 def check_columns(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> None:
     """Raise `CorpusError` unless the file has the columns."""
     for name in columns:
@@ -193,18 +187,6 @@ def check_columns(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> N
                 f"{path}: is no generations file: it lacks the column {name}. "
                 "Run `corpusgen verify` on the corpus."
             )
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn what Arrow raises on a torn or missing file into a `CorpusError` that names it."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CorpusError(
-            f"{path}: cannot be read: {reason}. Run `corpusgen verify` on the corpus."
-        ) from None
 
 
 def _logprob_bins(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:

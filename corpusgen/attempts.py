@@ -1,0 +1,124 @@
+"""What one attempt asks, what it brought and what it cost: values made of values, no I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from corpusgen.errors import TeacherError
+from corpusgen.identity import seed_for
+from corpusgen.money import Tariff
+from corpusgen.types import Answer, Attempt, Generation, Intent, Reply, Request, Sample, Usage
+
+
+def request_for(sample: Sample, top_logprobs: int, prompt_token_ids: bool) -> Request:
+    """Return what is asked for a sample, with the seed that is its own."""
+    return Request(
+        messages=sample.messages,
+        sampling=sample.sampling,
+        seed=seed_for(sample.sampling.seed, sample.sample_id),
+        top_logprobs=top_logprobs,
+        tools=sample.tools,
+        response_format=sample.response_format,
+        prompt_token_ids=prompt_token_ids,
+    )
+
+
+def answered(intent: Intent, reply: Reply, latency_s: float, cost: int | None) -> Attempt:
+    """Return the attempt that brought an answer."""
+    return _ended(
+        intent,
+        "answered",
+        latency_s=latency_s,
+        http_status=reply.http_status,
+        prompt_tokens=reply.usage.prompt_tokens,
+        cached_tokens=reply.usage.cached_tokens,
+        completion_tokens=reply.usage.completion_tokens,
+        reasoning_tokens=reply.usage.reasoning_tokens,
+        cost_picousd=cost,
+        request_id=reply.request_id,
+    )
+
+
+def failed(intent: Intent, error: TeacherError, latency_s: float, cost: int | None) -> Attempt:
+    """Return the attempt that brought an error."""
+    return _ended(
+        intent,
+        error.outcome,
+        latency_s=latency_s,
+        http_status=error.http_status,
+        prompt_tokens=error.prompt_tokens,
+        completion_tokens=error.completion_tokens,
+        cost_picousd=cost,
+        request_id=error.request_id,
+    )
+
+
+def cancelled(intent: Intent, latency_s: float) -> Attempt:
+    """Return the attempt that was given up while it ran: charged at its reservation."""
+    return _ended(intent, "cancelled", latency_s=latency_s)
+
+
+def lost(intent: Intent) -> Attempt:
+    """Return the attempt whose outcome nobody saw: charged at its reservation."""
+    return _ended(intent, "lost")
+
+
+def _ended(intent: Intent, outcome: str, **known: Any) -> Attempt:
+    return Attempt(
+        attempt_id=intent.attempt_id,
+        sample_ids=intent.sample_ids,
+        endpoint=intent.endpoint,
+        started_at=intent.started_at,
+        outcome=outcome,
+        reserved_picousd=intent.reserved_picousd,
+        **known,
+    )
+
+
+def generation(
+    intent: Intent, sample: Sample, reply: Reply, latency_s: float, attempts: int
+) -> Generation:
+    """Return a sample's generation; `attempts` counts the requests sent for it, this one too."""
+    answer: Answer = reply.answers[0]
+    if answer.completion_tokens is None:
+        answer = msgspec.structs.replace(answer, completion_tokens=reply.usage.completion_tokens)
+    return Generation(
+        sample_id=sample.sample_id,
+        answer=answer,
+        usage=reply.usage,
+        endpoint=intent.endpoint,
+        started_at=intent.started_at,
+        latency_s=latency_s,
+        attempts=attempts,
+        prompt_token_ids=reply.prompt_token_ids,
+        model_revision=reply.model_revision,
+    )
+
+
+def cost(usage: Usage, tariff: Tariff | None) -> int | None:
+    """Return what an answer cost, in picodollars; null where price or usage is unknown."""
+    if tariff is None:
+        return None
+    if tariff.free:
+        return 0
+    if usage.prompt_tokens is None or usage.completion_tokens is None:
+        return None
+    return tariff.cost(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+
+
+def failure_cost(error: TeacherError, tariff: Tariff | None) -> int | None:
+    """Return what a failed attempt cost: nothing, unless the provider may bill it all the same."""
+    if tariff is None:
+        return None
+    if error.prompt_tokens is not None and error.completion_tokens is not None:
+        return tariff.cost(error.prompt_tokens, error.completion_tokens)
+    return None if error.may_be_billed and not tariff.free else 0
+
+
+def charge(attempt: Attempt) -> int:
+    """Return what an attempt counts against a budget: its cost, else its reservation."""
+    if attempt.cost_picousd is not None:
+        return attempt.cost_picousd
+    return attempt.reserved_picousd or 0
