@@ -31,7 +31,8 @@ def first_line(error: BaseException) -> str:
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a small file as a whole, or some columns of it in the file's own order.
 
-    Raises `CorpusError` where it cannot be read or lacks a column. `pyarrow.parquet.read_table` would guess partitions from the path and import pandas.
+    Raises `CorpusError` where it cannot be read or lacks a column. (`pyarrow.parquet.read_table`
+    would guess partitions from the path and import pandas.)
     """
     with readable(path), pq.ParquetFile(path) as file:
         lacking = [name for name in columns or () if name not in file.schema_arrow.names]
