@@ -10,6 +10,10 @@ from corpusgen.errors import TeacherError
 from corpusgen.identity import seed_for
 from corpusgen.money import Tariff
 from corpusgen.types import Answer, Attempt, Generation, Intent, Reply, Request, Sample, Usage
+from corpusgen.unicode import storable
+
+MOST_TOKENS = 2**31 - 1
+"""What a token count's column holds; a server that states more is not to be believed."""
 
 
 def request_for(sample: Sample, top_logprobs: int, prompt_token_ids: bool) -> Request:
@@ -23,6 +27,40 @@ def request_for(sample: Sample, top_logprobs: int, prompt_token_ids: bool) -> Re
         response_format=sample.response_format,
         prompt_token_ids=prompt_token_ids,
     )
+
+
+def checked(reply: Reply) -> Reply:
+    """Return a reply as it can be stored, whatever the server sent.
+
+    A token count that no answer can have is unknown: its cost is then charged as reserved, and
+    never taken for a refund. Text that UTF-8 cannot hold is mended.
+    """
+    usage = Usage(
+        **{name: token_count(getattr(reply.usage, name)) for name in Usage.__struct_fields__}
+    )
+    return msgspec.structs.replace(
+        reply,
+        usage=usage,
+        answers=[_checked_answer(answer) for answer in reply.answers],
+        model_revision=storable(reply.model_revision),
+        request_id=storable(reply.request_id),
+    )
+
+
+def _checked_answer(answer: Answer) -> Answer:
+    return msgspec.structs.replace(
+        answer,
+        text=storable(answer.text),
+        reasoning=storable(answer.reasoning),
+        finish_reason=storable(answer.finish_reason),
+        completion_tokens=token_count(answer.completion_tokens),
+        reasoning_tokens=token_count(answer.reasoning_tokens),
+    )
+
+
+def token_count(tokens: int | None) -> int | None:
+    """Return a token count that its column holds; null for one that cannot be."""
+    return tokens if tokens is not None and 0 <= tokens <= MOST_TOKENS else None
 
 
 def answered(intent: Intent, reply: Reply, latency_s: float, cost: int | None) -> Attempt:
@@ -48,10 +86,10 @@ def failed(intent: Intent, error: TeacherError, latency_s: float, cost: int | No
         error.outcome,
         latency_s=latency_s,
         http_status=error.http_status,
-        prompt_tokens=error.prompt_tokens,
-        completion_tokens=error.completion_tokens,
+        prompt_tokens=token_count(error.prompt_tokens),
+        completion_tokens=token_count(error.completion_tokens),
         cost_picousd=cost,
-        request_id=error.request_id,
+        request_id=storable(error.request_id),
     )
 
 
@@ -112,8 +150,9 @@ def failure_cost(error: TeacherError, tariff: Tariff | None) -> int | None:
     """Return what a failed attempt cost: nothing, unless the provider may bill it all the same."""
     if tariff is None:
         return None
-    if error.prompt_tokens is not None and error.completion_tokens is not None:
-        return tariff.cost(error.prompt_tokens, error.completion_tokens)
+    prompt, completion = token_count(error.prompt_tokens), token_count(error.completion_tokens)
+    if prompt is not None and completion is not None:
+        return tariff.cost(prompt, completion)
     return None if error.may_be_billed and not tariff.free else 0
 
 

@@ -27,6 +27,7 @@ from corpusgen.stopping import FailureRate, LogprobCheck, Stop, Stopping
 from corpusgen.store import OpenPartition, Store
 from corpusgen.teachers.interface import Teacher
 from corpusgen.types import Failure, Generation, Intent, Request, Sample
+from corpusgen.unicode import storable
 
 SYNC_S = 1.0
 _DETAIL_LENGTH = 500
@@ -193,7 +194,7 @@ class FanOut:
             if error.retry == "fatal":
                 self._stop(error)
                 raise Stopping from None
-            detail = str(error)[:_DETAIL_LENGTH]
+            detail = storable(str(error))[:_DETAIL_LENGTH]
             sent = opened.sent[sample.sample_id]
             self._fail(opened, Failure(sample.sample_id, error.outcome, detail, sent))
         except RunStopped as reached:
@@ -238,7 +239,7 @@ class FanOut:
         cost: int | None = None
         billed = True
         try:
-            reply = await lane.teacher.generate(request, endpoint)
+            reply = attempts.checked(await lane.teacher.generate(request, endpoint))
             latency = time.perf_counter() - began
             cost = attempts.cost(reply.usage, lane.tariff)
             generation = attempts.generation(

@@ -7,7 +7,6 @@ stream and leave in row groups of about `ROW_GROUP_BYTES`; only one group is in 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpusgen import schema
+from corpusgen.attempts import token_count
 from corpusgen.files import written_aside
 from corpusgen.types import Attempt, Failure, Generation, Int32s, TokenTrace
+from corpusgen.unicode import storable
 
 ROW_GROUP_BYTES = 64 << 20
 ALIGNMENT = "row i is P(completion[i] | prompt, completion[<i])"
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _FROM_PLAN = (
     "prompt_set",
     "prompt_id",
@@ -115,7 +115,7 @@ def write_failures(
         {
             **{name: taken.column(name) for name in taken.column_names},
             "reason": [failure.reason for failure in ordered],
-            "detail": [_clean(failure.detail) for failure in ordered],
+            "detail": [storable(failure.detail) for failure in ordered],
             "attempts": [failure.attempts for failure in ordered],
         }
     )
@@ -131,9 +131,9 @@ def write_attempts(target: Path, attempts: Sequence[Attempt], corpus_id: str) ->
         if name != "started_at"
     }
     columns["started_at"] = [_moment(attempt.started_at) for attempt in ordered]
-    columns["request_id"] = [_clean(value) for value in columns["request_id"]]
+    columns["request_id"] = [storable(value) for value in columns["request_id"]]
     for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens"):
-        columns[name] = [_count(value) for value in columns[name]]
+        columns[name] = [token_count(value) for value in columns[name]]
     table = pa.table({name: columns[name] for name in schema.ATTEMPTS.names})
     return _write(target, table, schema.ATTEMPTS, corpus_id)
 
@@ -214,15 +214,15 @@ def _generation_table(
     answers = [generation.answer for generation in group]
     columns: dict[str, Any] = {name: taken.column(name) for name in taken.column_names}
     columns |= {
-        "text": [_clean(answer.text) for answer in answers],
-        "reasoning": [_clean(answer.reasoning) for answer in answers],
+        "text": [storable(answer.text) for answer in answers],
+        "reasoning": [storable(answer.reasoning) for answer in answers],
         "tool_calls": [_json(answer.tool_calls) for answer in answers],
-        "finish_reason": [_clean(answer.finish_reason) for answer in answers],
-        "prompt_tokens": [_count(generation.usage.prompt_tokens) for generation in group],
-        "completion_tokens": [_count(answer.completion_tokens) for answer in answers],
-        "reasoning_tokens": [_count(answer.reasoning_tokens) for answer in answers],
-        "cached_tokens": [_count(generation.usage.cached_tokens) for generation in group],
-        "model_revision": [_clean(generation.model_revision) for generation in group],
+        "finish_reason": [storable(answer.finish_reason) for answer in answers],
+        "prompt_tokens": [token_count(generation.usage.prompt_tokens) for generation in group],
+        "completion_tokens": [token_count(answer.completion_tokens) for answer in answers],
+        "reasoning_tokens": [token_count(answer.reasoning_tokens) for answer in answers],
+        "cached_tokens": [token_count(generation.usage.cached_tokens) for generation in group],
+        "model_revision": [storable(generation.model_revision) for generation in group],
         "endpoint": [generation.endpoint for generation in group],
         "started_at": [_moment(generation.started_at) for generation in group],
         "latency_s": [generation.latency_s for generation in group],
@@ -336,22 +336,7 @@ def _ragged(traces: list[TokenTrace], rows: Sequence[Any], kind: pa.DataType) ->
 
 
 def _json(value: Any) -> str | None:
-    return None if value is None else _clean(msgspec.json.encode(value).decode())
-
-
-def _clean(text: str | None) -> str | None:
-    """Return text that UTF-8 can hold: a lone surrogate becomes the replacement character."""
-    if text is None or text.isascii():
-        return text
-    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def _count(tokens: int | None) -> int | None:
-    """Return a token count, null where an endpoint states one that cannot be.
-
-    An absurd count must not keep a part from being committed for ever.
-    """
-    return tokens if tokens is not None and 0 <= tokens < 2**31 else None
+    return None if value is None else storable(msgspec.json.encode(value).decode())
 
 
 def _moment(seconds: float) -> datetime:

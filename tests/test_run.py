@@ -376,3 +376,23 @@ def test_plan_shows_requests_as_they_would_be_sent(tmp_path: Path) -> None:
         succeeded(corpusgen("run", config))
         sent = [entry["body"] for entry in server.log()]
     assert shown["request"]["body"] in sent
+
+
+@pytest.mark.parametrize("count", [10**12, -5, 2**31])
+def test_a_usage_that_cannot_be_is_charged_at_the_reservation(tmp_path: Path, count: int) -> None:
+    answer = {
+        "model": "m",
+        "choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": count, "completion_tokens": 1},
+    }
+    write_prompts(tmp_path / "prompts.jsonl", [f"{i} [[raw]]{json.dumps(answer)}" for i in "abc"])
+    price = {"input_per_mtok": "1.00", "output_per_mtok": "2.00"}
+    with serving(Script()) as server:
+        teacher = remote(server.base_url, price=price)
+        config = write_config(tmp_path, teacher=teacher, generate={"budget_usd": 1})
+        succeeded(corpusgen("run", config))
+    ledger = json.loads(succeeded(corpusgen("ledger", tmp_path / "out", "--json")))
+    assert ledger["total"]["unknown_cost"] == 3
+    assert ledger["total"]["cost_picousd"] == 0
+    assert ledger["charged_picousd"] > 3 * 64 * 2 * 10**6
+    succeeded(corpusgen("verify", tmp_path / "out", "--complete"))
