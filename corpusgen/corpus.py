@@ -16,7 +16,7 @@ import pyarrow as pa
 from corpusgen import commits, schema
 from corpusgen.commits import Commit
 from corpusgen.errors import CorpusError, PlanConflict
-from corpusgen.files import TEMPORARY_SUFFIX, put_if_absent
+from corpusgen.files import TEMPORARY_SUFFIX, put_if_absent, write_file
 from corpusgen.layout import Layout
 from corpusgen.plan.segments import Plan
 
@@ -162,6 +162,11 @@ def create_or_check(layout: Layout, wanted: Facts) -> Facts:
             "use another `out`."
         )
     return facts
+
+
+def replace_facts(layout: Layout, facts: Facts) -> None:
+    """Replace `corpus.json`, in a corpus in which nothing was asked yet."""
+    write_file(layout.corpus_file, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 
 
 def new_facts(version: str, partition_size: int, top_logprobs: int, precision: str) -> Facts:

@@ -9,8 +9,8 @@
     ├── RunStopped                 the run ends early, drained and committed; carries the exit code
     └── TeacherError               one attempt failed; `outcome` is what the ledger writes
         ├── again                  RateLimited, Overloaded, ServerFault, ConnectionFailed,
-        │                          AnswerTimeout, TornAnswer
-        ├── never                  Rejected, ContextOverflow, ContentRefused
+        │                          NotConnected, AnswerTimeout, TornAnswer
+        ├── never                  Rejected, ContextOverflow, ContentRefused, TeacherRaised
         └── fatal                  AuthenticationFailed, ModelNotFound, QuotaExhausted,
                                    TeacherBroken
 
@@ -134,6 +134,12 @@ class ConnectionFailed(TeacherError):
     may_be_billed = True
 
 
+class NotConnected(ConnectionFailed):
+    """No connection was made, so nothing was sent and nothing can be billed."""
+
+    may_be_billed = False
+
+
 class AnswerTimeout(TeacherError):
     """No whole answer within `timeout_s`."""
 
@@ -166,6 +172,13 @@ class ContentRefused(TeacherError):
     """The provider's filter refused the prompt (an HTTP error, not an answer)."""
 
     outcome = "content_filter"
+
+
+class TeacherRaised(TeacherError):
+    """The teacher's own code raised something else: a fault of a plug-in on this sample."""
+
+    outcome = "teacher_error"
+    may_be_billed = True
 
 
 class AuthenticationFailed(TeacherError):
@@ -212,6 +225,7 @@ FAILURE_REASONS: tuple[str, ...] = (
             Rejected,
             ContextOverflow,
             ContentRefused,
+            TeacherRaised,
         )
     ),
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
@@ -19,18 +19,28 @@ from typing import Protocol
 import msgspec
 
 from corpusgen import attempts
-from corpusgen.errors import CorpusgenError, RunStopped, TeacherError
+from corpusgen.errors import (
+    ConnectionFailed,
+    CorpusgenError,
+    RunStopped,
+    TeacherError,
+    TeacherRaised,
+)
 from corpusgen.limits import Budget, Gate, worst_case
 from corpusgen.money import Tariff
 from corpusgen.retry import RetryPolicy
 from corpusgen.stopping import FailureRate, LogprobCheck, Stop, Stopping
 from corpusgen.store import OpenPartition, Store
-from corpusgen.teachers.interface import Teacher
-from corpusgen.types import Failure, Generation, Intent, Request, Sample
+from corpusgen.teachers.interface import Endpoint, Teacher
+from corpusgen.types import Failure, Generation, Intent, Reply, Request, Sample
 from corpusgen.unicode import storable
 
 SYNC_S = 1.0
+DRAIN_LOOK_S = 0.1
 _DETAIL_LENGTH = 500
+
+
+Queue = asyncio.Queue[tuple[OpenPartition, Sample] | None]
 
 
 class Meter(Protocol):
@@ -100,9 +110,9 @@ class FanOut:
         Raises nothing for single samples; a fault of the whole run stands in the `Stop`.
         """
         syncing = asyncio.create_task(self._sync_often())
-        workers = [asyncio.create_task(self._guard(lane)) for lane in lanes]
+        tasks = [task for lane in lanes for task in self._start(lane)]
         try:
-            await self._until_done(workers)
+            await self._until_done(tasks)
         finally:
             syncing.cancel()
             with suppress(asyncio.CancelledError):
@@ -112,22 +122,34 @@ class FanOut:
         if self._mistake is not None:
             raise self._mistake
 
-    async def _until_done(self, workers: list[asyncio.Task[None]]) -> None:
-        all_done = asyncio.gather(*workers)
-        stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait((all_done, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not all_done.done():
-            await asyncio.wait(workers, timeout=self._drain_s)
-            all_done.cancel()
-        with suppress(asyncio.CancelledError):
-            await all_done
+    def _start(self, lane: Lane) -> list[asyncio.Task[None]]:
+        queue: Queue = asyncio.Queue(2 * lane.gate.concurrency)
+        workers = [self._work(lane, queue) for _ in range(lane.gate.concurrency)]
+        work = [self._feed(lane, queue), *workers]
+        return [asyncio.create_task(self._reporting(part)) for part in work]
 
-    async def _guard(self, lane: Lane) -> None:
+    async def _reporting(self, work: Coroutine[None, None, None]) -> None:
+        """Do a feeder's or a worker's work; what it raises stops the run, and drains the others."""
         try:
-            await self._run_lane(lane)
-        except ExceptionGroup as group:
-            self._stop_for(_first(group))
+            await work
+        except Exception as error:  # noqa: BLE001 - sorted out there
+            self._stop_for(error)
+
+    async def _until_done(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Wait for all tasks; once a stop is asked, only for requests in flight and `drain_s`."""
+        pending = set(tasks)
+        stopping = asyncio.create_task(self._stop.wait())
+        while pending and not stopping.done():
+            _, left = await asyncio.wait((*pending, stopping), return_when=asyncio.FIRST_COMPLETED)
+            pending = left - {stopping}
+        stopping.cancel()
+        deadline = time.monotonic() + self._drain_s
+        while pending and self.in_flight and time.monotonic() < deadline:
+            _, pending = await asyncio.wait(pending, timeout=DRAIN_LOOK_S)
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending)
 
     def _stop_for(self, error: Exception) -> None:
         if isinstance(error, CorpusgenError):
@@ -136,25 +158,14 @@ class FanOut:
             self._stop(
                 CorpusgenError(
                     f"{error.filename or 'the corpus'}: cannot be written: {error.strerror}. "
-                    "What was answered before is safe; make room and run the command again"
+                    "What was answered is safe; make room and run the command again"
                 )
             )
         else:  # a mistake of ours: it leaves with its traceback once everything is committed
             self._mistake = self._mistake or error
             self._stop(CorpusgenError(f"{type(error).__name__}: {error}"))
 
-    async def _run_lane(self, lane: Lane) -> None:
-        queue: asyncio.Queue[tuple[OpenPartition, Sample] | None] = asyncio.Queue(
-            2 * lane.gate.concurrency
-        )
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._feed(lane, queue))
-            for _ in range(lane.gate.concurrency):
-                group.create_task(self._work(lane, queue))
-
-    async def _feed(
-        self, lane: Lane, queue: asyncio.Queue[tuple[OpenPartition, Sample] | None]
-    ) -> None:
+    async def _feed(self, lane: Lane, queue: Queue) -> None:
         for partition in lane.partitions:
             if self._stop.is_asked():
                 break
@@ -168,9 +179,7 @@ class FanOut:
         for _ in range(lane.gate.concurrency):
             await queue.put(None)
 
-    async def _work(
-        self, lane: Lane, queue: asyncio.Queue[tuple[OpenPartition, Sample] | None]
-    ) -> None:
+    async def _work(self, lane: Lane, queue: Queue) -> None:
         while (item := await queue.get()) is not None:
             if self._stop.is_asked():
                 continue  # leaves the sample pending, and lets the feeder end
@@ -236,10 +245,11 @@ class FanOut:
         self.in_flight += 1
         began = time.perf_counter()
         pause: float | None = None
+        connected = True
         cost: int | None = None
         billed = True
         try:
-            reply = attempts.checked(await lane.teacher.generate(request, endpoint))
+            reply = await _generate(lane.teacher, request, endpoint)
             latency = time.perf_counter() - began
             cost = attempts.cost(reply.usage, lane.tariff)
             generation = attempts.generation(
@@ -252,6 +262,7 @@ class FanOut:
         except TeacherError as error:
             latency = time.perf_counter() - began
             pause, billed = error.retry_after_s, error.may_be_billed
+            connected = not isinstance(error, ConnectionFailed)
             cost = attempts.failure_cost(error, lane.tariff)
             opened.end(attempts.failed(intent, error, latency, cost), [])
             self._meter.retried(error)
@@ -261,7 +272,7 @@ class FanOut:
             raise
         finally:
             self.in_flight -= 1
-            await lane.gate.leave(endpoint, pause)
+            await lane.gate.leave(endpoint, pause, connected=connected)
             await self._budget.settle(reserved, cost, may_be_billed=billed)
 
     def _commit_if_finished(self, opened: OpenPartition) -> None:
@@ -306,7 +317,11 @@ class FanOut:
                         self._stop_for(error)
 
 
-def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    """Return the first single error of a task group's errors."""
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+async def _generate(teacher: Teacher, request: Request, endpoint: Endpoint) -> Reply:
+    """Make the attempt; whatever a teacher raises leaves as a `TeacherError`."""
+    try:
+        return attempts.checked(await teacher.generate(request, endpoint))
+    except TeacherError:
+        raise
+    except Exception as error:  # a plug-in's own code may raise anything
+        raise TeacherRaised(f"the teacher raised {type(error).__name__}: {error}") from error

@@ -4,7 +4,8 @@ A journal is one append-only file for one part of a partition. A record is
 `length (4 bytes LE) | CRC-32 of the payload (4 bytes LE) | payload (msgpack)` and goes out in one
 `write`, so that SIGKILL at any instant leaves whole records and at most one torn tail, which the
 next reader cuts off. Every second what was written is synced (`fdatasync`), which is what a power
-cut may cost. The first record names the corpus, so that a foreign file is never replayed.
+cut may cost. A bad record that whole ones follow is damage, not a tail: it alone is left out, and
+the file is kept aside. The first record names the corpus, so that a foreign file is never replayed.
 
 Intents are written before a request is sent; an intent without an outcome becomes an attempt
 `lost`. The journal is deleted only when its part's commit marker stands.
@@ -12,24 +13,32 @@ Intents are written before a request is sent; an intent without an outcome becom
 
 from __future__ import annotations
 
+import mmap
 import os
+import re
+import shutil
 import struct
 import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
 
 from corpusgen.errors import CorpusError
+from corpusgen.files import written_aside
 from corpusgen.types import Attempt, Failure, Generation, Intent
 
 _HEADER = struct.Struct("<II")
 _MAX_RECORD = 1 << 30
 _MAX_TORN_HEAD = 512
 """A first record that a crash cut off is shorter; anything longer was written by others."""
+_MOST_HEAD_DAMAGE = 8
+"""Bytes that may differ in a damaged first record; another corpus' id differs in more."""
+_BEGINNING = re.compile(rb"[\x80-\x8f]\xa4type(?:\xa6Opened|\xa5Begun|\xa5Ended|\xa6Failed)")
+"""How every payload begins: only there is a record looked for behind a damaged one."""
 _DTYPES = {b"i": np.dtype("<i4"), b"f": np.dtype("<f4")}
 
 
@@ -103,6 +112,18 @@ class Contents(msgspec.Struct):
     """Bytes up to the end of the last whole record."""
     torn_bytes: int
     """What follows it: a record that was cut off by a crash."""
+    damaged: list[tuple[int, int]] = []
+    """Stretches (offset, length) between whole records that hold none; what was there is gone."""
+
+    @property
+    def damaged_records(self) -> int:
+        """How many damaged stretches there are; records side by side count as one."""
+        return len(self.damaged)
+
+    @property
+    def damaged_bytes(self) -> int:
+        """How many bytes they take."""
+        return sum(length for _, length in self.damaged)
 
 
 class JournalWriter:
@@ -130,8 +151,7 @@ class JournalWriter:
 
         Raises `OSError` (a full disk) with the journal still whole.
         """
-        payload = _encoder.encode(record)
-        data = _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+        data = _framed(record)
         place = (self._size, len(data))
         try:
             written = os.write(self._descriptor, data)
@@ -166,17 +186,59 @@ def read_contents(path: Path, opened: Opened) -> Contents:
     Raises `CorpusError` where the file is no journal, or of another corpus or part.
     """
     contents = Contents({}, {}, [], {}, 0, 0)
-    whole = 0
     for offset, length, record in _records(path):
-        if whole == 0:
-            _check_opened(record, path, opened)
-        whole = offset + length
-        take(contents, record, offset, length)
-    contents.size = whole
-    contents.torn_bytes = path.stat().st_size - whole
-    if whole == 0 and contents.torn_bytes > _MAX_TORN_HEAD:
+        if record is None:
+            contents.damaged.append((offset, length))
+        if offset == 0 and record != opened and not (record is None and _is_head(path, opened)):
+            raise _foreign(path)
+        if record is not None:
+            take(contents, record, offset, length)
+        contents.size = offset + length
+    contents.torn_bytes = path.stat().st_size - contents.size
+    if contents.size == 0 and contents.torn_bytes > _MAX_TORN_HEAD:
         raise _foreign(path)
     return contents
+
+
+def renew(path: Path, opened: Opened, contents: Contents) -> Path | None:
+    """Put a journal's whole records into a new file under its name.
+
+    A process that still has the old file open (it lost its lease and does not know) writes into
+    nothing from now on. Where records are damaged, the file as it was is kept beside it first, and
+    its path is returned; the places in `contents` then no longer hold.
+    """
+    kept = _keep_aside(path) if contents.damaged else None
+    with (
+        written_aside(path) as temporary,
+        path.open("rb") as source,
+        temporary.open("xb") as target,
+    ):
+        at = 0
+        for offset, length in [*contents.damaged, (contents.size, 0)]:
+            _copy(source, target, at, offset)
+            if offset == 0 and length:
+                target.write(_framed(opened))
+            at = offset + length
+    return kept
+
+
+def _keep_aside(path: Path) -> Path:
+    number = 1
+    kept = path.with_name(f"{path.name}.damaged")
+    while kept.exists():
+        number += 1
+        kept = path.with_name(f"{path.name}.damaged-{number}")
+    with written_aside(kept) as temporary:
+        shutil.copyfile(path, temporary)
+    return kept
+
+
+def _copy(source: BinaryIO, target: BinaryIO, start: int, end: int) -> None:
+    source.seek(start)
+    while start < end:
+        block = source.read(min(end - start, 1 << 20))
+        target.write(block)
+        start += len(block)
 
 
 def take(contents: Contents, record: Record, offset: int, length: int) -> None:
@@ -205,9 +267,18 @@ def read_generation(descriptor: int, place: Located) -> Generation:
     return record.generations[place.index]
 
 
-def _check_opened(record: Record, path: Path, opened: Opened) -> None:
-    if record != opened:
-        raise _foreign(path)
+def _framed(record: Record) -> bytes:
+    payload = _encoder.encode(record)
+    return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def _is_head(path: Path, opened: Opened) -> bool:
+    """Whether a file begins with this part's first record, but for a few damaged bytes."""
+    expected = _framed(opened)
+    with path.open("rb") as file:
+        found = file.read(len(expected))
+    differ = sum(a != b for a, b in zip(found, expected, strict=True))
+    return differ <= _MOST_HEAD_DAMAGE
 
 
 def _foreign(path: Path) -> CorpusError:
@@ -217,23 +288,61 @@ def _foreign(path: Path) -> CorpusError:
     )
 
 
-def _records(path: Path) -> Iterator[tuple[int, int, Record]]:
-    """Yield (offset, length, record) of the whole records, header included in the length."""
+def _records(path: Path) -> Iterator[tuple[int, int, Record | None]]:
+    """Yield (offset, length, record) of the whole records, header included in the length.
+
+    A stretch without a whole record that is followed by one is yielded with null; a last one ends.
+    """
     with path.open("rb") as file:
+        end = os.fstat(file.fileno()).st_size
         offset = 0
-        while True:
+        while offset < end:
             header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size:
-                return
-            size, checksum = _HEADER.unpack(header)
-            if size > _MAX_RECORD:
-                return
-            payload = file.read(size)
-            if len(payload) < size or zlib.crc32(payload) != checksum:
-                return
-            try:
-                record = _decoder.decode(payload)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                return
-            yield offset, _HEADER.size + size, record
-            offset += _HEADER.size + size
+            size = _HEADER.unpack(header)[0] if len(header) == _HEADER.size else end
+            following = offset + _HEADER.size + size
+            fits = following <= end and size <= _MAX_RECORD
+            record = _whole(header, file.read(size)) if fits else None
+            if record is None:
+                found = _next_whole(file, offset, following)
+                if found is None:
+                    return
+                following = found
+                file.seek(following)
+            yield offset, following - offset, record
+            offset = following
+
+
+def _whole(header: bytes, payload: bytes) -> Record | None:
+    """Return a record; null where its checksum is wrong or it is none of ours."""
+    if zlib.crc32(payload) != _HEADER.unpack(header)[1]:
+        return None
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _next_whole(file: BinaryIO, offset: int, following: int) -> int | None:
+    """Return where the next whole record after a bad one stands, null where there is none.
+
+    `following` is where the bad one ends by its length. Where no whole record stands there, the
+    length may be what is damaged, so one is looked for everywhere.
+    """
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if _stands(data, following):
+            return following
+        starts = (m.start() - _HEADER.size for m in _BEGINNING.finditer(data, offset))
+        return next((at for at in starts if at > offset and _stands(data, at)), None)
+
+
+def _stands(data: mmap.mmap, offset: int) -> bool:
+    start = offset + _HEADER.size
+    if start > len(data):
+        return False
+    header = data[offset:start]
+    size = _HEADER.unpack(header)[0]
+    return (
+        size <= len(data) - start
+        and size <= _MAX_RECORD
+        and _whole(header, data[start : start + size]) is not None
+    )

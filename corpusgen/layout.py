@@ -43,6 +43,11 @@ class Layout(msgspec.Struct, frozen=True):
         return self.root / "journal"
 
     @property
+    def journal_record(self) -> Path:
+        """Where the journals lie, if not in `journal`."""
+        return self.root / "journal.json"
+
+    @property
     def curation(self) -> Path:
         """A directory for each curation."""
         return self.root / "curation"

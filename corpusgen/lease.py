@@ -34,6 +34,8 @@ class Owner(msgspec.Struct, frozen=True):
     started: str
     """The process' start time in clock ticks since boot: a pid alone may be used again."""
     command: str
+    namespace: str = ""
+    """Its pid namespace: in another container the same pid is another process."""
 
 
 def this_process(command: str) -> Owner:
@@ -45,6 +47,7 @@ def this_process(command: str) -> Owner:
         pid=os.getpid(),
         started=_start_time(os.getpid()) or "",
         command=command,
+        namespace=_pid_namespace(),
     )
 
 
@@ -147,10 +150,11 @@ def _read(path: Path) -> Owner | None:
 
 def _dead(owner: Owner, path: Path) -> bool:
     if owner.host == socket.gethostname():
-        if owner.boot != _boot_id():
+        if owner.boot == _boot_id() and owner.namespace == _pid_namespace():
+            started = _start_time(owner.pid)
+            return started is None or (owner.started != "" and started != owner.started)
+        if _age_s(path) > _uptime_s():  # not renewed since this machine was started
             return True
-        started = _start_time(owner.pid)
-        return started is None or (owner.started != "" and started != owner.started)
     return _age_s(path) > EXPIRES_S
 
 
@@ -171,6 +175,20 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _uptime_s() -> float:
+    try:
+        return float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return float("inf")
 
 
 def _start_time(pid: int) -> str | None:

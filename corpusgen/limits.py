@@ -13,10 +13,14 @@ from corpusgen.errors import ExitCode, RunStopped
 from corpusgen.identity import canonical
 from corpusgen.money import Tariff, dollars
 from corpusgen.teachers.interface import Endpoint
-from corpusgen.types import Message, Request
+from corpusgen.types import Message, Request, Sampling
 
 DEFAULT_CONCURRENCY = 64
 """Requests in flight at an endpoint that states no limit."""
+
+
+LONGEST_PAUSE_S = 30.0
+"""Before an endpoint that could not be reached is tried again."""
 
 
 class _Place:
@@ -27,6 +31,8 @@ class _Place:
         self.limit = endpoint.max_concurrency or DEFAULT_CONCURRENCY
         self.in_flight = 0
         self.paused_until = 0.0
+        self.failures = 0
+        """Connections that failed since the last one that did not."""
 
 
 class Gate:
@@ -65,10 +71,19 @@ class Gate:
                 return place.endpoint
             await self._wait(now)
 
-    async def leave(self, endpoint: Endpoint, pause_s: float | None = None) -> None:
-        """Give a place back; `pause_s` keeps the endpoint closed for so long (`Retry-After`)."""
+    async def leave(
+        self, endpoint: Endpoint, pause_s: float | None = None, *, connected: bool = True
+    ) -> None:
+        """Give a place back; `pause_s` keeps the endpoint closed for so long (`Retry-After`).
+
+        An endpoint that cannot be reached fails at once, and would be the least loaded one for
+        ever: where there are others it is left alone for a while, longer each time.
+        """
         place = next(place for place in self._places if place.endpoint == endpoint)
         place.in_flight -= 1
+        place.failures = 0 if connected else place.failures + 1
+        if place.failures and len(self._places) > 1:
+            pause_s = max(pause_s or 0.0, min(2.0 ** (place.failures - 1), LONGEST_PAUSE_S))
         if pause_s:
             place.paused_until = max(place.paused_until, self._clock() + pause_s)
         async with self._changed:
@@ -101,7 +116,13 @@ class Budget:
         if self._cap is None:
             self.reserved += amount or 0
             return
-        assert amount is not None, "a budget needs a price and max_tokens; the pipeline checks both"
+        if amount is None:
+            raise RunStopped(
+                "a sample that was planned under an older configuration has no max_tokens or no "
+                "known price, so no budget can be kept; set teacher.price, or leave "
+                "generate.budget_usd out for this run",
+                ExitCode.ERROR,
+            )
         async with self._changed:
             while self.charged + self.reserved + amount > self._cap:
                 if self.reserved == 0:
@@ -151,8 +172,16 @@ def worst_case(request: Request, tariff: Tariff | None) -> int | None:
         return None
     if tariff.free:
         return 0
-    if request.sampling.max_tokens is None:
+    longest = _most_tokens(request.sampling)
+    if longest is None:
         return None
     prompt = worst_case_tokens(request.messages, request.tools, request.response_format)
     rate = max(tariff.input_picousd, tariff.cached_input_picousd)
-    return prompt * rate + request.draws * request.sampling.max_tokens * tariff.output_picousd
+    return prompt * rate + request.draws * longest * tariff.output_picousd
+
+
+def _most_tokens(sampling: Sampling) -> int | None:
+    """Return the largest answer that any of the request's limits allows."""
+    extra = sampling.extra_body or {}
+    stated = (sampling.max_tokens, extra.get("max_tokens"), extra.get("max_completion_tokens"))
+    return max((limit for limit in stated if isinstance(limit, int)), default=None)

@@ -91,10 +91,10 @@ class RunMeter:
         since, ended_then, tokens_then = self._recent[0]
         span = max(now - since, 1e-9)
         rate = (ended - ended_then) / span
-        left = self._total - self._done_before - ended
+        left = max(self._total - self._done_before - ended, 0)
         charged = self._charged()
         return Progress(
-            done=self._done_before + ended,
+            done=min(self._done_before + ended, self._total),  # failures asked again count once
             total=self._total,
             failures=dict(self.failures),
             in_flight=in_flight,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 FORMAT_VERSION = 1
-"""Of a corpus; written to `corpus.json` and to every file's metadata."""
+"""Of a corpus; stands in `corpus.json`, in every marker and in the metadata of every part."""
 
 _TEXT = pa.string()
 _WORD = pa.dictionary(pa.int32(), pa.string())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from corpusgen.errors import CorpusgenError, ExitCode, RunStopped
 from corpusgen.types import Answer, Request
@@ -12,14 +13,18 @@ from corpusgen.types import Answer, Request
 class Stop:
     """The one wish to stop, with its reason; the first reason wins."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[CorpusgenError], None] | None = None) -> None:
+        """`tell` is called with the reason when the first stop is asked."""
         self._event = asyncio.Event()
+        self._tell = tell
         self.reason: CorpusgenError | None = None
 
     def __call__(self, reason: CorpusgenError) -> None:
         """Ask the run to stop."""
         if self.reason is None:
             self.reason = reason
+            if self._tell is not None:
+                self._tell(reason)
         self._event.set()
 
     def is_asked(self) -> bool:

@@ -3,22 +3,24 @@
 An open partition has one journal. When its last sample has ended (or the run drains) the journal
 becomes Parquet files, then a commit marker, and only then is it deleted. A crash between any two
 of these steps leaves a state that `Store.recover` completes: a journal with a marker is deleted, a
-journal without one is replayed.
+journal without one is replayed. No attempt leaves the ledger: one without an outcome is `lost`.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 
 from corpusgen import commits, journal, shards
 from corpusgen.attempts import charge, lost
 from corpusgen.commits import Commit
 from corpusgen.errors import CorpusError
+from corpusgen.files import TEMPORARY_SUFFIX
 from corpusgen.layout import Layout
 from corpusgen.lease import Lease
 from corpusgen.parquet import read_table
@@ -63,6 +65,11 @@ class OpenPartition:
         """Journal that a sample is given up."""
         self._append(journal.Failed(failure))
         self.pending.discard(failure.sample_id)
+
+    def lose_unfinished(self) -> None:
+        """Journal that nobody will see how the attempts end that have not."""
+        for intent in list(self.contents.unfinished.values()):
+            self.end(lost(intent), [])
 
     @property
     def finished(self) -> bool:
@@ -113,9 +120,16 @@ class Store:
         self.commits = commits.by_partition(commits.read_all(layout))
         self.open: dict[int, OpenPartition] = {}
         self.torn_bytes = 0
+        """What `recover` cut off the ends of journals."""
+        self.damaged: list[Path] = []
+        """Copies of journals in which `recover` found damaged records, as they were."""
+        self.damaged_bytes = 0
+        """What those records took; answers, failures and intents in them are gone."""
 
     def recover(self) -> None:
         """Take up the journals that earlier processes left; charge what they did not see end."""
+        for path in self._journals.glob(f"?????*-???.log.*{TEMPORARY_SUFFIX}"):
+            path.unlink()
         committed = {(c.partition, c.part) for parts in self.commits.values() for c in parts}
         for path in sorted(self._journals.glob("?????*-???.log")):
             number, part = _parse_name(path)
@@ -132,6 +146,17 @@ class Store:
     def ended(self, partition: int) -> int:
         """Return how many samples of a partition have ended, by its commits alone."""
         return sum(commit.ended for commit in self.commits.get(partition, ()))
+
+    def ended_ids(self, partition: int) -> set[str]:
+        """Return the samples of a partition that have ended, by its commits and its journal."""
+        ended: set[str] = set()
+        for commit in self.commits.get(partition, ()):
+            for kind in ("generations", "failures"):
+                ended.update(self._column(commit, kind, "sample_id"))
+        if partition in self.open:
+            contents = self.open[partition].contents
+            ended |= contents.generations.keys() | contents.failures.keys()
+        return ended
 
     def charged_picousd(self) -> int:
         """Return what counts against the budget so far: committed and journaled."""
@@ -167,12 +192,15 @@ class Store:
         Blocks; meant for a thread. The partition must have no request in flight.
         """
         contents = opened.contents
+        opened.lose_unfinished()
         opened.close()
         if not (contents.generations or contents.failures or contents.attempts):
             opened.journal_path.unlink()
             return None
-        files = dict(self._write_files(opened, self._plan.read(opened.number)))
-        tokens = _Tokens(contents.attempts)
+        plan = self._plan.read(opened.number)
+        planned = plan.column("sample_id").to_pylist()
+        _check_planned(opened.journal_path, opened.number, contents, planned)
+        files = dict(self._write_files(opened, plan))
         commit = Commit(
             format_version=FORMAT_VERSION,
             partition=opened.number,
@@ -183,8 +211,8 @@ class Store:
             reserved_picousd=sum(
                 a.reserved_picousd or 0 for a in contents.attempts if a.cost_picousd is None
             ),
-            prompt_tokens=tokens.prompt,
-            completion_tokens=tokens.completion,
+            prompt_tokens=sum(a.prompt_tokens or 0 for a in contents.attempts),
+            completion_tokens=sum(a.completion_tokens or 0 for a in contents.attempts),
         )
         self._lease.check()
         commits.put(self._layout, commit)
@@ -206,8 +234,9 @@ class Store:
         self, opened: OpenPartition, plan: pa.Table
     ) -> Iterator[tuple[str, commits.PartFile]]:
         contents = opened.contents
+        sent = self._sent(opened.number, contents)
         failures = [
-            failure
+            msgspec.structs.replace(failure, attempts=sent[sample])
             for sample, failure in contents.failures.items()
             if sample not in contents.generations
         ]
@@ -216,7 +245,7 @@ class Store:
             path = self._layout.part("generations", *where)
             rows = shards.write_generations(
                 path,
-                _stored_generations(opened.journal_path, contents),
+                _stored_generations(opened.journal_path, contents, sent),
                 plan,
                 self._token_format(opened.number),
                 self._corpus_id,
@@ -250,11 +279,16 @@ class Store:
     def _resume(self, path: Path, number: int, part: int) -> OpenPartition:
         head = journal.Opened(self._corpus_id, number, part)
         contents = journal.read_contents(path, head)
+        _check_planned(path, number, contents, self._plan.ids_of(number))
         self.torn_bytes += contents.torn_bytes
+        self.damaged_bytes += contents.damaged_bytes
+        kept = journal.renew(path, head, contents)
+        if kept is not None:
+            self.damaged.append(kept)
+            contents = journal.read_contents(path, head)
         writer = journal.JournalWriter(path, head, resume_at=contents.size)
         opened = OpenPartition(number, part, contents, writer)
-        for intent in list(contents.unfinished.values()):
-            opened.end(lost(intent), [])
+        opened.lose_unfinished()
         return opened
 
     def _ended_before(
@@ -263,18 +297,24 @@ class Store:
         """Return what has ended by commits and journal: generated, failed by reason, sent."""
         generated: set[str] = set()
         failures: dict[str, str] = {}
-        sent: Counter[str] = Counter()
         for commit in self.commits.get(partition, ()):
             generated.update(self._column(commit, "generations", "sample_id"))
             reasons = self._column(commit, "failures", "reason")
             failures |= zip(self._column(commit, "failures", "sample_id"), reasons, strict=True)
-            for samples in self._column(commit, "attempts", "sample_ids"):
-                sent.update(samples)
-        for attempt in opened.contents.attempts:
-            sent.update(attempt.sample_ids)
+        sent = self._sent(partition, opened.contents)
         generated.update(opened.contents.generations)
         failures |= {s: failure.reason for s, failure in opened.contents.failures.items()}
         return generated, {s: r for s, r in failures.items() if s not in generated}, sent
+
+    def _sent(self, partition: int, contents: journal.Contents) -> Counter[str]:
+        """Return how many attempts name each sample, in earlier parts and in an open journal."""
+        sent: Counter[str] = Counter()
+        for commit in self.commits.get(partition, ()):
+            for samples in self._column(commit, "attempts", "sample_ids"):
+                sent.update(samples)
+        for attempt in contents.attempts:
+            sent.update(attempt.sample_ids)
+        return sent
 
     def _column(self, commit: Commit, kind: str, column: str) -> list[str]:
         file = commit.files.get(kind)
@@ -284,21 +324,34 @@ class Store:
         return read_table(path, [column]).column(0).to_pylist()  # type: ignore[no-any-return]
 
 
-class _Tokens:
-    """Sums over attempts."""
-
-    def __init__(self, attempts: list[Attempt]) -> None:
-        self.prompt = sum(attempt.prompt_tokens or 0 for attempt in attempts)
-        self.completion = sum(attempt.completion_tokens or 0 for attempt in attempts)
-
-
-def _stored_generations(path: Path, contents: journal.Contents) -> Iterator[Generation]:
+def _stored_generations(
+    path: Path, contents: journal.Contents, sent: Mapping[str, int]
+) -> Iterator[Generation]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         for sample in sorted(contents.generations):
-            yield journal.read_generation(descriptor, contents.generations[sample])
+            found = journal.read_generation(descriptor, contents.generations[sample])
+            if found.attempts > sent[sample]:  # a damaged journal has lost an attempt
+                found = msgspec.structs.replace(found, attempts=sent[sample])
+            yield found
     finally:
         os.close(descriptor)
+
+
+def _check_planned(
+    path: Path, partition: int, contents: journal.Contents, planned: Collection[str]
+) -> None:
+    """Refuse a journal that holds samples which its partition lacks."""
+    held = contents.generations.keys() | contents.failures.keys()
+    for asked in (*contents.attempts, *contents.unfinished.values()):
+        held.update(asked.sample_ids)
+    unknown = held.difference(planned)
+    if unknown:
+        raise CorpusError(
+            f"{path}: holds the sample {min(unknown)}, which partition {partition} of the plan "
+            "lacks; restore the plan/ with which it was made, or move the journal away to ask its "
+            "samples again."
+        )
 
 
 def _parse_name(path: Path) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 Every planned sample is exactly one of: a generation, a failure that no generation supersedes, or
 pending; no id stands twice; files match their commit markers in rows and digest; the attempts that
-a row states are the attempt rows that name it; the token columns of a row are equally long; every
+a row states are the attempt rows that name it; what is charged keeps the budget; the token columns of a row are equally long; every
 finished curation has one verdict for each generation it was made of; an export holds as many rows
 as its curation kept. Partitions are checked one by one, so memory stays flat; ids are compared
 across partitions through buckets on disk.
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corpusgen import commits, schema
+from corpusgen import commits, money, schema
 from corpusgen.commits import Commit, PartFile
 from corpusgen.corpus import Corpus
 from corpusgen.curate.run import CurationResult
@@ -70,6 +71,14 @@ class Proof(msgspec.Struct, frozen=True):
     """Completion tokens for which the teacher gave no top-k although the corpus stores it."""
 
 
+class _Row(msgspec.Struct, frozen=True):
+    """A sample that ended, by the part that says so last."""
+
+    kind: str
+    attempts: int
+    path: Path
+
+
 class _Seen(msgspec.Struct):
     """Sums while partitions are checked."""
 
@@ -93,6 +102,7 @@ def verify(
     seen = _Seen()
     by_partition = commits.by_partition(corpus.commits)
     _check_markers(corpus, by_partition)
+    _check_budget(corpus)
     retired = corpus.plan.retired()
     for partition in range(corpus.plan.partitions):
         _check_partition(corpus, partition, by_partition.get(partition, []), retired, seen)
@@ -135,6 +145,39 @@ def _check_markers(corpus: Corpus, by_partition: dict[int, list[Commit]]) -> Non
             )
 
 
+def _check_budget(corpus: Corpus) -> None:
+    """Check that what is charged never passed the highest budget under which it was asked.
+
+    The configurations do not say in which order they were used, and a budget may be lowered after
+    it was spent. So nothing is checked where one of them has no budget that can be read.
+    """
+    budgets = [_budget(path) for path in sorted(corpus.layout.configurations.glob("*.yaml"))]
+    known = [budget for budget in budgets if budget is not None]
+    if not known or len(known) < len(budgets):
+        return
+    charged = sum(commit.charged_picousd for commit in corpus.commits)
+    if charged > money.picousd(max(known)):
+        raise Contradiction(
+            f"{corpus.layout.commits}: ${money.dollars(charged)} is charged, more than "
+            f"generate.budget_usd (${max(known)}) allows."
+        )
+
+
+def _budget(path: Path) -> Decimal | None:
+    """Return a stored configuration's budget; null where it has none, or one of a variable."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        limit = Decimal(str(tree["generate"]["budget_usd"]))
+    except (OSError, YAMLError, ValueError, RecursionError):
+        return None
+    except (LookupError, TypeError, InvalidOperation):
+        return None
+    return limit if limit.is_finite() else None
+
+
 def _check_partition(
     corpus: Corpus, partition: int, parts: list[Commit], retired: AbstractSet[str], seen: _Seen
 ) -> None:
@@ -145,18 +188,19 @@ def _check_partition(
             f"marker says {corpus.plan.rows_of(partition)}."
         )
     known = set(planned)
-    ended: dict[str, tuple[str, int, Path]] = {}
+    ended: dict[str, _Row] = {}
     sent: Counter[str] = Counter()
     for commit in parts:
         _check_attempts(corpus, commit, known, sent, seen)
-        _enter_ended(corpus, commit, known, ended, seen)
-    for sample, (_, attempts, path) in ended.items():
-        if attempts != sent[sample]:
-            raise Contradiction(
-                f"{path}: sample {sample} states {attempts} attempts, but {sent[sample]} attempt "
-                "rows name it."
-            )
-    kinds = Counter(kind for kind, _, _ in ended.values())
+        for sample, row in _rows(corpus, commit, known, seen):
+            if sample in ended and ended[sample].kind == "generations":
+                raise Contradiction(f"{row.path}: sample {sample} has ended before.")
+            _check_stated(sample, row, sent)
+            ended[sample] = row
+    for sample, row in ended.items():
+        if row.kind == "generations":  # a failure may have been asked again in a later part
+            _check_stated(sample, row, sent)
+    kinds = Counter(row.kind for row in ended.values())
     seen.generations += kinds["generations"]
     seen.failures += kinds["failures"]
     seen.pending += len((known - ended.keys()) - retired)
@@ -168,13 +212,18 @@ def _check_partition(
         )
 
 
-def _enter_ended(
-    corpus: Corpus,
-    commit: Commit,
-    known: set[str],
-    ended: dict[str, tuple[str, int, Path]],
-    seen: _Seen,
-) -> None:
+def _check_stated(sample: str, row: _Row, sent: Counter[str]) -> None:
+    if row.attempts != sent[sample]:
+        raise Contradiction(
+            f"{row.path}: sample {sample} states {row.attempts} attempts, but {sent[sample]} "
+            "attempt rows name it."
+        )
+
+
+def _rows(
+    corpus: Corpus, commit: Commit, known: set[str], seen: _Seen
+) -> Iterator[tuple[str, _Row]]:
+    """Yield the samples that one part says have ended."""
     for kind in ("generations", "failures"):
         file = commit.files.get(kind)
         if file is None:
@@ -193,10 +242,8 @@ def _enter_ended(
                     raise Contradiction(f"{path}: sample {sample} was never planned.")
                 if sample <= previous:
                     raise Contradiction(f"{path}: sample {sample} stands twice or out of order.")
-                if ended.get(sample, ("failures",))[0] != "failures":
-                    raise Contradiction(f"{path}: sample {sample} has ended before.")
-                ended[sample] = (kind, attempts, path)
                 previous = sample
+                yield sample, _Row(kind, attempts, path)
 
 
 def _check_attempts(

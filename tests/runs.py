@@ -39,7 +39,7 @@ def write_config(directory: Path, **keys: Any) -> Path:
 def remote(base_url: str, **keys: Any) -> dict[str, Any]:
     """Return a teacher behind one endpoint."""
     endpoint = {"base_url": base_url, **keys.pop("endpoint", {})}
-    return {"kind": "openai", "model": "m", "endpoints": [endpoint], **keys}
+    return {"kind": "openai", "model": "m", "endpoints": [endpoint]} | keys
 
 
 def corpusgen(

@@ -117,12 +117,30 @@ def test_a_zombie_is_dead(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"started": "1"}, {"pid": 2**22 + 1}, {"boot": "an earlier boot"}],
-    ids=["the pid was used again", "no such process", "before a reboot"],
+    [{"started": "1"}, {"pid": 2**22 + 1}],
+    ids=["the pid was used again", "no such process"],
 )
 def test_a_dead_owner_on_this_host_holds_nothing(path: Path, changes: dict[str, object]) -> None:
     forge(path, **changes)
     assert holder(path) is None
+    acquire(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"boot": "another boot"}, {"namespace": "pid:[1]"}],
+    ids=["another machine of the same name", "another container of the same name"],
+)
+def test_a_namesake_that_renews_is_alive(path: Path, changes: dict[str, str]) -> None:
+    owner = forge(path, pid=2**22 + 1, **changes)
+    assert holder(path) == owner
+    with pytest.raises(CorpusLocked), Lease(path, "run"):
+        pass
+
+
+def test_a_lease_from_before_a_reboot_holds_nothing(path: Path) -> None:
+    forge(path, boot="an earlier boot")
+    os.utime(path, (1, 1))
     acquire(path)
 
 

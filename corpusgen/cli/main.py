@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import click
@@ -30,6 +31,7 @@ for _command in (*making.COMMANDS, *running.COMMANDS, *inspecting.COMMANDS):
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
@@ -39,6 +41,7 @@ def main() -> None:
         error.show()
         code = ExitCode.USAGE
     except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("corpusgen: interrupted; run the same command again to go on.\n")
         code = ExitCode.INTERRUPTED
     except CorpusgenError as error:
         _tell(error)
@@ -46,7 +49,17 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = ExitCode.COMPLETE
+    except OSError as error:  # a full disk, a file system that only reads
+        where = error.filename or "a file of the corpus"
+        _tell(CorpusgenError(f"{where}: {error.strerror or error}. Mend it and run this again"))
+        code = ExitCode.ERROR
     sys.exit(int(code or 0))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Leave as Ctrl-C does: what is open is closed, and the lease is given back."""
+    del number, frame
+    raise KeyboardInterrupt
 
 
 def _tell(error: CorpusgenError) -> None:

@@ -20,9 +20,11 @@ def reference() -> str:
 
 
 def _section(name: str, command: click.Command) -> str:
-    context = click.Context(
-        command, info_name=name, terminal_width=88, max_content_width=88, color=False
+    context = command.make_context(
+        name, [], resilient_parsing=True, parent=click.Context(cli, **cli.context_settings)
     )
+    context.terminal_width = context.max_content_width = 88
+    context.info_name, context.parent = name, None
     return f"## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
 
 

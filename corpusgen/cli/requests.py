@@ -30,15 +30,17 @@ def show_requests(loaded: LoadedConfig, count: int) -> None:
                 "draw": sample.draw,
                 "row": sample.row,
                 "teacher": sample.teacher,
-                **_sent(loaded, teachers[sample.teacher], sample),
+                **_sent(loaded, teachers.get(sample.teacher), sample),
             }
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(line)).decode() + "\n")
             shown += 1
 
 
-def _sent(loaded: LoadedConfig, teacher: Teacher, sample: Sample) -> dict[str, object]:
+def _sent(loaded: LoadedConfig, teacher: Teacher | None, sample: Sample) -> dict[str, object]:
     if sample.problem is not None:
         return {"problem": sample.problem}
+    if teacher is None:
+        return {"problem": f"the configuration has no teacher {sample.teacher}"}
     config = loaded.config
     top, ids = config.sampling.top_logprobs, config.generate.prompt_token_ids
     shown = teacher.preview(request_for(sample, top, ids))

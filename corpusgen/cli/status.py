@@ -11,7 +11,7 @@ from corpusgen.cli.progress import progress_text
 from corpusgen.corpus import Corpus
 from corpusgen.events import Progress
 from corpusgen.lease import Owner, holder
-from corpusgen.pipeline.generating import counted
+from corpusgen.pipeline.counting import counted
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class Status(msgspec.Struct, frozen=True):
 
 def read_status(corpus: Corpus) -> Status:
     """Read a corpus' state without touching it."""
-    state = counted(corpus.layout, corpus.plan, None)
+    state = counted(corpus.layout, corpus.plan)
     owner = holder(corpus.layout.lease)
     written = _written(corpus)
     return Status(

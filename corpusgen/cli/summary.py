@@ -26,7 +26,7 @@ def print_result(result: Result) -> None:
     for name, value in rows:
         console.print(f"{name:<{width}}  {value}", markup=False)
     if result.message and result.message != "complete":
-        console.print(f"{result.message}.", markup=False)
+        console.print(f"{result.message.rstrip('.')}.", markup=False)
     if result.report is not None:
         console.print(f"next: {_next_step(result)}", markup=False)
 
@@ -43,6 +43,8 @@ def _samples(result: Result) -> str:
 def _next_step(result: Result) -> str:
     if result.exit_code is ExitCode.FAILED_SAMPLES:
         return f"see why with `corpusgen show {result.corpus} --failures`"
+    if not result.kept:
+        return f"nothing was kept; see why with `corpusgen show {result.corpus} --dropped`"
     if result.datasets:
         return (
             f"open {result.report} in a browser; load the rows with "

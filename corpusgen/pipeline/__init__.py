@@ -3,7 +3,7 @@
 `run` is plan, generate, curate, export and report in one; each of them can be called alone.
 """
 
-from corpusgen.pipeline.generating import Choice
+from corpusgen.pipeline.choosing import Choice
 from corpusgen.pipeline.run import Options, Result, curate, export, generate, make_report, plan, run
 
 __all__ = [

@@ -143,6 +143,12 @@ def _set_request(
     )
 
 
+def _content_columns(prompt_set: PromptSet) -> dict[str, str]:
+    """Return the chosen columns that make up what is asked."""
+    chosen: dict[str, str] = msgspec.to_builtins(prompt_set.columns)
+    return {key: chosen[key] for key in ("prompt", "messages", "system", "tools") if key in chosen}
+
+
 def _identity_keys(
     prompt_set: PromptSet, teacher: dict[str, Any], sampling: dict[str, Any]
 ) -> dict[str, Any]:
@@ -154,6 +160,6 @@ def _identity_keys(
         "prompts.system": prompt_set.system,
         "prompts.tools": prompt_set.tools,
         "prompts.response_format": prompt_set.response_format,
-        "prompts.columns": msgspec.to_builtins(prompt_set.columns) or None,
+        "prompts.columns": _content_columns(prompt_set) or None,
     }
     return keys | {key: value for key, value in own.items() if value is not None}

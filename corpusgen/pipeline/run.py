@@ -8,13 +8,14 @@ import msgspec
 
 from corpusgen.config_file import LoadedConfig
 from corpusgen.corpus import Corpus
-from corpusgen.errors import CorpusgenError, ExitCode, RunStopped
+from corpusgen.errors import CorpusgenError, ExitCode, RunStopped, TeacherError
 from corpusgen.events import Finished, Observer, StageStarted, ignore
 from corpusgen.lease import Lease
 from corpusgen.ledger import dollars_text, read_ledger
 from corpusgen.pipeline import generating
+from corpusgen.pipeline.choosing import Choice
+from corpusgen.pipeline.counting import Generated, counted
 from corpusgen.pipeline.finishing import curate_corpus, export_corpus, report_corpus
-from corpusgen.pipeline.generating import Choice, Generated
 from corpusgen.pipeline.session import Session, layout_of, make_plan, opened
 
 
@@ -51,7 +52,7 @@ def plan(loaded: LoadedConfig, options: Options = DEFAULTS, observer: Observer =
     with opened(loaded, "plan") as session:
         _planned(session, options, observer)
         corpus = Corpus(session.layout.root)
-        state = generating.counted(session.layout, corpus.plan, None)
+        state = counted(session.layout, corpus.plan)
         message = f"{state.pending} of {state.planned} samples are still to be asked"
         return _finish(_result(session.layout.root, state, ExitCode.COMPLETE, message), observer)
 
@@ -99,7 +100,7 @@ def _without_teacher(loaded: LoadedConfig, command: str, observer: Observer) -> 
     layout = layout_of(loaded.config)
     corpus = Corpus(layout.root)
     with Lease(layout.lease, command):
-        state = generating.counted(layout, corpus.plan, None)
+        state = counted(layout, corpus.plan)
         result = _result(layout.root, state, ExitCode.COMPLETE, "")
         return _finished(loaded, result, observer, until=command)
 
@@ -122,17 +123,28 @@ def _after_generation(root: Path, state: Generated, options: Options) -> Result:
         raise _resumable(stopped)
     if stopped is not None:
         return _result(root, state, stopped.exit_code, str(stopped))
+    told = []
     if state.pending and options.choice.limit is not None:
-        message = f"the pilot is complete; {state.pending} samples are left for a run without it"
-        return _result(root, state, ExitCode.COMPLETE, message)
+        told.append(f"the pilot is complete; {state.pending} samples are left for a run without it")
+    elif state.pending:
+        told.append(
+            f"{state.pending} samples were planned for a teacher that this configuration does not "
+            "have; they wait for the configuration that has it"
+        )
     if state.failures:
-        message = f"{state.failures} of {state.planned} samples failed; ask them again with "
-        return _result(root, state, ExitCode.FAILED_SAMPLES, message + "--retry-failed")
-    return _result(root, state, ExitCode.COMPLETE, "complete")
+        told.append(
+            f"{state.failures} of {state.planned} samples failed; `corpusgen show --failures` "
+            "tells why, and --retry-failed asks them again"
+        )
+    if state.pending and options.choice.limit is None:
+        code = ExitCode.ERROR
+    else:
+        code = ExitCode.FAILED_SAMPLES if state.failures else ExitCode.COMPLETE
+    return _result(root, state, code, ". ".join(told) or "complete")
 
 
 def _resumable(stopped: CorpusgenError) -> CorpusgenError:
-    if isinstance(stopped, RunStopped):
+    if not isinstance(stopped, TeacherError):
         return stopped
     sentence = str(stopped).rstrip(".")
     return RunStopped(

@@ -18,10 +18,10 @@ import corpusgen
 from corpusgen import config as model
 from corpusgen.config import Config
 from corpusgen.config_file import LoadedConfig
-from corpusgen.corpus import Facts, create_or_check, new_facts
+from corpusgen.corpus import Facts, create_or_check, new_facts, replace_facts
 from corpusgen.errors import ConfigError, CorpusError, PlanConflict
 from corpusgen.events import Log, Observer, Planned
-from corpusgen.files import put_if_absent
+from corpusgen.files import put_if_absent, write_file
 from corpusgen.layout import Layout
 from corpusgen.lease import Lease
 from corpusgen.money import Tariff
@@ -53,11 +53,8 @@ class Session(msgspec.Struct, frozen=True):
         """The configuration."""
         return self.loaded.config
 
-    @property
-    def journal_directory(self) -> Path:
-        """Where open partitions' journals lie."""
-        chosen = self.config.generate.journal_dir
-        return Path(chosen) / self.facts.corpus_id if chosen else self.layout.journal
+    journal_directory: Path
+    """Where open partitions' journals lie."""
 
     def plan(self) -> Plan:
         """Return the plan as it stands now."""
@@ -85,8 +82,9 @@ def opened(loaded: LoadedConfig, command: str) -> Iterator[Session]:
         raise CorpusError(f"{layout.root}: cannot be made: {error.strerror}.") from None
     with Lease(layout.lease, command) as lease:
         facts = _facts(layout, config)
+        journals = _journal_directory(layout, facts, config.generate.journal_dir)
         _store(layout, loaded)
-        yield Session(loaded, layout, facts, lease, teachers, tariffs)
+        yield Session(loaded, layout, facts, lease, teachers, tariffs, journals)
     if new and not any(layout.root.iterdir()):
         layout.root.rmdir()
 
@@ -113,14 +111,47 @@ def _facts(layout: Layout, config: Config) -> Facts:
     except PlanConflict:
         if not _untouched(layout):
             raise
-        layout.corpus_file.unlink()
         shutil.rmtree(layout.plan, ignore_errors=True)
-        return create_or_check(layout, wanted)
+        replace_facts(layout, wanted)
+        return wanted
 
 
 def _untouched(layout: Layout) -> bool:
     """Tell whether nothing was ever asked in this corpus."""
-    return not any(layout.commits.glob("*.json")) and not any(layout.journal.glob("*.log"))
+    journals = [layout.journal, *_recorded_journals(layout)]
+    return not any(layout.commits.glob("*.json")) and not any(
+        any(directory.glob("*.log")) for directory in journals
+    )
+
+
+def _journal_directory(layout: Layout, facts: Facts, chosen: str | None) -> Path:
+    """Return where journals lie, and record it: what they hold must be found by the next run.
+
+    Raises `CorpusError` where another directory still holds journals of this corpus.
+    """
+    wanted = Path(chosen).resolve() / facts.corpus_id if chosen else layout.journal
+    for directory in (layout.journal, *_recorded_journals(layout)):
+        if directory.resolve() != wanted.resolve() and any(directory.glob("*.log")):
+            raise CorpusError(
+                f"{directory}: holds journals of this corpus, but generate.journal_dir names "
+                f"{wanted}; put it back for one run, which commits what they hold."
+            )
+    recorded = None if wanted == layout.journal else str(wanted)
+    if recorded != _read_record(layout):
+        write_file(layout.journal_record, msgspec.json.encode(recorded) + b"\n")
+    return wanted
+
+
+def _recorded_journals(layout: Layout) -> list[Path]:
+    recorded = _read_record(layout)
+    return [] if recorded is None else [Path(recorded)]
+
+
+def _read_record(layout: Layout) -> str | None:
+    try:
+        return msgspec.json.decode(layout.journal_record.read_bytes(), type=str | None)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def _store(layout: Layout, loaded: LoadedConfig) -> None:

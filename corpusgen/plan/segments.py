@@ -119,6 +119,13 @@ class Plan:
         """Return the run that a partition belongs to."""
         return self._runs[bisect.bisect_right(self._starts, partition) - 1]
 
+    def keys_of(self, run: Run) -> dict[str, Any]:
+        """Return the identity keys under which a run was planned, by their path."""
+        for planning in self.plannings:
+            if run.variant in planning.variants:
+                return planning.variants[run.variant]
+        return {}
+
     def rows_of(self, partition: int) -> int:
         """Return how many samples a partition holds, without reading it."""
         return self.run_of(partition).rows_of(partition, self._partition_size)

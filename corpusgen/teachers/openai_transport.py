@@ -22,6 +22,7 @@ from corpusgen.errors import (
     AnswerTimeout,
     AuthenticationFailed,
     ConnectionFailed,
+    NotConnected,
     TeacherBroken,
     TeacherError,
     TornAnswer,
@@ -112,7 +113,7 @@ class Transport:
 
     def _too_late(self, error: TimeoutError, origin: Origin) -> TeacherError:
         if isinstance(error, aiohttp.ConnectionTimeoutError):
-            return ConnectionFailed(origin.sentence("no connection within connect_timeout_s"))
+            return NotConnected(origin.sentence("no connection within connect_timeout_s"))
         return AnswerTimeout(origin.sentence(f"no whole answer within {self._timeout_s:g} s"))
 
     def _proxy(self, url: str, origin: Origin) -> str | None:
@@ -172,4 +173,6 @@ def _unconnected(error: Exception, origin: Origin) -> TeacherError:
         return kind(origin.sentence(f"the proxy answered HTTP {error.status}", error.message))
     if isinstance(error, aiohttp.ClientResponseError):
         return TornAnswer(origin.sentence("the answer is not HTTP", error.message))
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return NotConnected(origin.sentence("no connection", str(error) or repr(error)))
     return ConnectionFailed(origin.sentence("the connection failed", str(error) or repr(error)))
