@@ -317,9 +317,10 @@ def _whole(header: bytes, payload: bytes) -> Record | None:
     if zlib.crc32(payload) != _HEADER.unpack(header)[1]:
         return None
     try:
-        return _decoder.decode(payload)
+        record: Record = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return record
 
 
 def _next_whole(file: BinaryIO, offset: int, following: int) -> int | None:
@@ -331,8 +332,12 @@ def _next_whole(file: BinaryIO, offset: int, following: int) -> int | None:
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if _stands(data, following):
             return following
-        starts = (m.start() - _HEADER.size for m in _BEGINNING.finditer(data, offset))
-        return next((at for at in starts if at > offset and _stands(data, at)), None)
+        beginning = _BEGINNING.search(data, offset + _HEADER.size + 1)
+        while beginning is not None:
+            if _stands(data, beginning.start() - _HEADER.size):
+                return beginning.start() - _HEADER.size
+            beginning = _BEGINNING.search(data, beginning.start() + 1)
+    return None
 
 
 def _stands(data: mmap.mmap, offset: int) -> bool:

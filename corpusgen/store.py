@@ -343,8 +343,8 @@ def _check_planned(
 ) -> None:
     """Refuse a journal that holds samples which its partition lacks."""
     held = contents.generations.keys() | contents.failures.keys()
-    for asked in (*contents.attempts, *contents.unfinished.values()):
-        held.update(asked.sample_ids)
+    held.update(*(attempt.sample_ids for attempt in contents.attempts))
+    held.update(*(intent.sample_ids for intent in contents.unfinished.values()))
     unknown = held.difference(planned)
     if unknown:
         raise CorpusError(

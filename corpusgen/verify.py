@@ -2,10 +2,10 @@
 
 Every planned sample is exactly one of: a generation, a failure that no generation supersedes, or
 pending; no id stands twice; files match their commit markers in rows and digest; the attempts that
-a row states are the attempt rows that name it; what is charged keeps the budget; the token columns of a row are equally long; every
-finished curation has one verdict for each generation it was made of; an export holds as many rows
-as its curation kept. Partitions are checked one by one, so memory stays flat; ids are compared
-across partitions through buckets on disk.
+a row states are the attempt rows that name it; what is charged keeps within the budget; the token
+columns of a row are equally long; every finished curation has one verdict for each generation it
+was made of; an export holds as many rows as its curation kept. Partitions are checked one by one,
+so memory stays flat; ids are compared across partitions through buckets on disk.
 """
 
 from __future__ import annotations
@@ -171,9 +171,9 @@ def _budget(path: Path) -> Decimal | None:
     try:
         tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         limit = Decimal(str(tree["generate"]["budget_usd"]))
-    except (OSError, YAMLError, ValueError, RecursionError):
+    except (OSError, YAMLError, ValueError, RecursionError, InvalidOperation):
         return None
-    except (LookupError, TypeError, InvalidOperation):
+    except (LookupError, TypeError):  # no mapping, or without this key
         return None
     return limit if limit.is_finite() else None
 

@@ -1,4 +1,6 @@
-"""What was written is read back; what a crash tore off is cut off; what is foreign is refused."""
+"""What was written is read back; a torn tail is cut off; damage costs only itself; foreign files
+are refused.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +28,7 @@ from corpusgen.journal import (
     Record,
     read_contents,
     read_generation,
+    renew,
     take,
 )
 from corpusgen.types import Answer, Attempt, Failure, Generation, Intent, TokenTrace, Usage
@@ -235,18 +238,138 @@ def test_zeros_after_a_power_cut_are_a_torn_tail(path: Path) -> None:
     assert (contents.size, contents.torn_bytes) == (size, 4096)
 
 
-def test_a_flipped_bit_is_never_taken_for_data(path: Path) -> None:
-    places = write(path, RECORDS[:6])
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1 << (at % 8)
+    path.write_bytes(content)
+
+
+def ended(number: int, text: str = "An answer.") -> Record:
+    found = generation(f"s{number}", Answer(text, "stop"))
+    return Ended(attempt(number, f"s{number}"), [found])
+
+
+def test_a_flipped_bit_costs_only_its_record(path: Path) -> None:
+    """Wherever it stands: in a length, a checksum, a payload or the first record."""
+    records: list[Record] = [OPENED, ended(1), *RECORDS[1:3], ended(3), Begun(intent(4, "s4"))]
+    ends = [0, *(sum(place) for place in write(path, records))]
+    starts = [0, *(place[0] for place in write(path, records))]
     whole = path.read_bytes()
-    offset, length = places[1]  # the record with the answers
-    for at in [*range(offset, offset + 16), *range(offset + 16, offset + length, 5)]:
-        flipped = bytearray(whole)
-        flipped[at] ^= 1 << (at % 8)
-        path.write_bytes(flipped)
+    bounds = list(zip(starts, [*starts[1:], ends[-1]], strict=True))
+    for at in range(len(whole)):
+        path.write_bytes(whole)
+        flip(path, at)
+        hit = next(i for i, (start, end) in enumerate(bounds) if start <= at < end)
+        expected = Contents({}, {}, [], {}, 0, 0)
+        for index, record in enumerate(records):
+            if index != hit:
+                start, end = bounds[index]
+                take(expected, record, start, end - start)
         contents = read_contents(path, OPENED)
-        assert contents.size == offset
-        assert contents.generations == {}
-        assert contents.unfinished.keys() == {intent(1).attempt_id}
+        last = hit == len(records) - 1
+        start, end = bounds[hit]
+        assert contents.damaged == ([] if last else [(start, end - start)])
+        assert contents.torn_bytes == (end - start if last else 0)
+        assert contents.size == (start if last else len(whole))
+        assert contents.generations == expected.generations
+        assert contents.attempts == expected.attempts
+        assert contents.unfinished == expected.unfinished
+
+
+def test_records_that_are_damaged_side_by_side_are_one_stretch(path: Path) -> None:
+    places = write(path, [OPENED, *(ended(n) for n in range(5))])
+    flip(path, places[1][0] + 1)  # a length
+    flip(path, places[2][0] + 30)
+    contents = read_contents(path, OPENED)
+    assert list(contents.generations) == ["s0", "s3", "s4"]
+    assert contents.damaged == [(places[1][0], places[1][1] + places[2][1])]
+    assert contents.damaged_records == 1
+    assert contents.damaged_bytes == places[1][1] + places[2][1]
+
+
+def test_a_record_inside_an_answer_is_not_found_while_the_length_is_whole(path: Path) -> None:
+    """A teacher's bytes may look like a record of ours."""
+    forged = TokenTrace(token_bytes=[record_bytes(msgspec.msgpack.encode(plain_failure("s9")))])
+    hiding = Ended(attempt(1, "s1"), [generation("s1", Answer("", "stop", trace=forged))])
+    places = write(path, [OPENED, hiding, ended(2)])
+    flip(path, places[0][0] + 20)
+    contents = read_contents(path, OPENED)
+    assert (list(contents.generations), contents.failures) == (["s2"], {})
+    assert contents.damaged == [places[0]]
+
+
+def plain_failure(sample: str) -> Any:
+    return msgspec.to_builtins(Failed(Failure(sample, "forged", "", 0)))
+
+
+def test_a_power_cut_s_garbage_before_a_whole_record_is_damage(path: Path) -> None:
+    write(path, [OPENED, ended(1)])
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(bytes(4096) + record_bytes(msgspec.msgpack.encode(plain_failure("s2"))))
+    contents = read_contents(path, OPENED)
+    assert contents.damaged == [(size, 4096)]
+    assert (list(contents.generations), list(contents.failures)) == (["s1"], ["s2"])
+
+
+def test_a_damaged_record_of_another_kind_is_skipped(path: Path) -> None:
+    """Its checksum is right: only the content is not ours."""
+    write(path, [OPENED, ended(1)])
+    size = path.stat().st_size
+    foreign = record_bytes(msgspec.msgpack.encode({"type": "Later", "x": 1}))
+    with path.open("ab") as file:
+        file.write(foreign + record_bytes(msgspec.msgpack.encode(plain_failure("s2"))))
+    assert read_contents(path, OPENED).damaged == [(size, len(foreign))]
+
+
+def test_a_head_that_is_damaged_throughout_is_foreign(path: Path) -> None:
+    places = write(path, [OPENED, ended(1)])
+    content = path.read_bytes()
+    path.write_bytes(bytes(places[0][0]) + content[places[0][0] :])
+    with pytest.raises(CorpusError, match="is not this part's journal"):
+        read_contents(path, OPENED)
+
+
+def test_a_damaged_head_of_another_corpus_is_foreign(path: Path) -> None:
+    write(path, [Opened("d" * 32, 12, 3), ended(1)])
+    flip(path, 9)
+    with pytest.raises(CorpusError, match="is not this part's journal"):
+        read_contents(path, OPENED)
+
+
+def test_a_renewed_journal_is_another_file_and_whole(path: Path) -> None:
+    write(path, RECORDS)
+    whole = path.read_bytes()
+    with path.open("ab") as stale:
+        stale.write(b"torn")
+        stale.flush()
+        assert renew(path, OPENED, read_contents(path, OPENED)) is None
+        stale.write(b"a process that does not know")
+    assert path.read_bytes() == whole
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("at", [0, 20, 300, 1000])
+def test_a_renewed_journal_leaves_damage_out_and_keeps_a_copy(path: Path, at: int) -> None:
+    write(path, [*RECORDS, ended(7)])
+    flip(path, at)
+    as_found = path.read_bytes() + b"torn"
+    path.write_bytes(as_found)
+    before = read_contents(path, OPENED)
+    assert before.damaged
+    kept = renew(path, OPENED, before)
+    assert kept == path.with_name(f"{path.name}.damaged")
+    assert kept.read_bytes() == as_found
+    after = read_contents(path, OPENED)
+    assert (after.damaged, after.torn_bytes, after.size) == ([], 0, path.stat().st_size)
+    assert after.generations.keys() == before.generations.keys()
+    assert (after.attempts, after.failures) == (before.attempts, before.failures)
+    assert stored(path, after, "s7").answer.text == "An answer."
+    flip(path, after.generations["s7"].offset - 1)
+    again = renew(path, OPENED, read_contents(path, OPENED))
+    assert again == path.with_name(f"{path.name}.damaged-2"), "no copy is overwritten"
+    assert kept.read_bytes() == as_found
+    assert list(path.parent.glob("*.log")) == [path]
 
 
 def record_bytes(payload: bytes, *, length: int | None = None) -> bytes:

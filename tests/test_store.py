@@ -353,6 +353,99 @@ def test_journals_may_lie_elsewhere(
     assert not layout.journal.exists()
 
 
+def test_an_attempt_without_an_outcome_is_lost_at_the_commit(
+    layout: Layout, restarted: Callable[..., Store], asker: Asker
+) -> None:
+    store = restarted()
+    opened, samples = take_up(store)
+    asker.answer(opened, samples[0])
+    asker.begin(opened, samples[1], reserved=500)
+    made = commit(store, opened)
+    assert sorted(column(layout, made, "attempts", "outcome")) == ["answered", "lost"]
+    assert (made.settled_picousd, made.reserved_picousd) == (7, 500)
+    opened, _ = take_up(store, 1)
+    asker.begin(opened, opened.pending.copy().pop())
+    assert commit(store, opened).files.keys() == {"attempts"}, "no answer, but it may be billed"
+
+
+def test_a_damaged_record_costs_only_itself_and_is_told(
+    layout: Layout, restarted: Callable[..., Store], asker: Asker
+) -> None:
+    opened, samples = take_up(restarted())
+    for sample in samples[:3]:
+        asker.answer(opened, sample)
+    opened.close()
+    place = opened.contents.generations[samples[1]]
+    as_found = bytearray(opened.journal_path.read_bytes())
+    as_found[place.offset + 40] ^= 1
+    opened.journal_path.write_bytes(as_found)
+    store = restarted()
+    kept = layout.journal / "00000-000.log.damaged"
+    assert (store.damaged, store.damaged_bytes, store.torn_bytes) == ([kept], place.length, 0)
+    assert kept.read_bytes() == as_found
+    store = restarted()
+    assert (store.damaged, store.damaged_bytes) == ([], 0), "it is told once"
+    opened, rest = take_up(store)
+    assert rest == [samples[1], samples[3]]
+    for sample in rest:
+        asker.answer(opened, sample)
+    made = commit(store, opened)
+    assert sorted(column(layout, made, "generations", "text")) == sorted(
+        f"answer to {sample}" for sample in samples
+    )
+    outcomes = column(layout, made, "attempts", "outcome")
+    assert sorted(outcomes) == ["answered"] * 4 + ["lost"], "its intent was not damaged"
+    assert journals(layout) == [kept.name]
+
+
+def test_a_row_states_no_attempt_that_damage_took(
+    layout: Layout, restarted: Callable[..., Store], asker: Asker
+) -> None:
+    opened, samples = take_up(restarted())
+    first = asker.begin(opened, samples[0])
+    opened.end(attempt(first, "timeout", None), [])
+    asker.answer(opened, samples[0])
+    opened.close()
+    content = opened.journal_path.read_bytes()
+    head = content.index(b"\xa4type\xa5Begun") - 9
+    upto = content.index(b"\xa4type\xa5Begun", head + 20) - 9
+    opened.journal_path.write_bytes(content[:head] + bytes(upto - head) + content[upto:])
+    store = restarted()
+    opened, _ = take_up(store)
+    made = commit(store, opened)
+    assert made.rows("attempts") == 1
+    assert column(layout, made, "generations", "attempts") == [1]
+
+
+def test_a_stale_process_writes_into_nothing(
+    layout: Layout, restarted: Callable[..., Store], asker: Asker
+) -> None:
+    """It lost its lease, in a cloned container say, and still has its journal open."""
+    opened, samples = take_up(restarted())
+    asker.answer(opened, samples[0])
+    with opened.journal_path.open("ab") as stale:
+        store = restarted()
+        taken, rest = take_up(store)
+        before = taken.journal_path.read_bytes()
+        stale.write(b"x" * 100)
+        stale.flush()
+        assert taken.journal_path.read_bytes() == before
+        for sample in rest:
+            asker.answer(taken, sample)
+    assert commit(store, taken).rows("generations") == 4
+
+
+def test_what_a_death_left_half_copied_is_swept(
+    layout: Layout, restarted: Callable[..., Store], asker: Asker
+) -> None:
+    opened, samples = take_up(restarted())
+    asker.answer(opened, samples[0])
+    (layout.journal / "00000-000.log.0123456789ab.tmp").write_bytes(b"half")
+    (layout.journal / "00000-000.log.damaged.0123456789ab.tmp").write_bytes(b"half")
+    restarted()
+    assert journals(layout) == ["00000-000.log"]
+
+
 # Failures that are asked again
 
 
@@ -409,6 +502,21 @@ def test_a_failure_that_is_answered_in_the_same_journal_is_no_row(
     made = commit(store, opened)
     assert made.files.keys() == {"generations", "attempts"}
     assert (made.superseded, made.ended) == (0, 1)
+
+
+def test_a_failure_states_the_attempts_after_it_in_the_same_journal(
+    layout: Layout, restarted: Callable[..., Store], asker: Asker
+) -> None:
+    """It was asked again, and that was interrupted."""
+    opened, samples = take_up(restarted())
+    asker.fail(opened, samples[0])
+    opened, again = take_up(restarted(), retry=lambda _: True)
+    assert again == samples
+    asker.begin(opened, samples[0])
+    store = restarted()
+    made = commit(store, take_up(store)[0])
+    assert column(layout, made, "attempts", "outcome") == ["timeout", "lost"]
+    assert column(layout, made, "failures", "attempts") == [2]
 
 
 # What must not happen
@@ -470,6 +578,35 @@ def test_a_journal_of_a_partition_that_was_never_planned(
     journal.JournalWriter(layout.journal_file(3, 0), journal.Opened(CORPUS, 3, 0)).close()
     with pytest.raises(CorpusError, match="belongs to a partition that was never planned"):
         restarted()
+
+
+def test_a_journal_of_samples_that_the_plan_lacks(
+    layout: Layout, restarted: Callable[..., Store], asker: Asker
+) -> None:
+    opened, _ = take_up(restarted())
+    asker.answer(opened, "0" * 32)
+    before = opened.journal_path.read_bytes()
+    with pytest.raises(CorpusError) as refused:
+        restarted()
+    assert str(refused.value) == (
+        f"{opened.journal_path}: holds the sample {'0' * 32}, which partition 0 of the plan lacks; "
+        "restore the plan/ with which it was made, or move the journal away to ask its samples "
+        "again."
+    )
+    assert opened.journal_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["answer", "fail", "begin"])
+def test_samples_that_the_plan_lacks_are_never_committed(
+    layout: Layout, restarted: Callable[..., Store], asker: Asker, how: str
+) -> None:
+    store = restarted()
+    opened, _ = take_up(store)
+    getattr(asker, how)(opened, "0" * 32)
+    with pytest.raises(CorpusError, match=r"00000-000\.log: holds the sample 0{32}, which"):
+        store.commit(opened)
+    assert journals(layout) == ["00000-000.log"]
+    assert commits.read_all(layout) == []
 
 
 def test_a_file_that_only_looks_like_a_journal(
