@@ -2,7 +2,8 @@
 
 YAML 1.2 is read with ruamel.yaml (duplicate keys are errors there); `${NAME}` and
 `${NAME:-default}` in text values read the environment, `$${` stands for a literal `${`. The
-unexpanded text is what is stored with a corpus, so that no secret is.
+unexpanded text is what is stored with a corpus, so that no secret is. Keys whose values stand in
+every planned sample take no `${NAME}` at all, since nothing tells a secret from another value.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from corpusgen.config_mistakes import explain
 from corpusgen.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$(\$)?\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_STORED = re.compile(
+    r"(sampling|prompts\[\d+\]\.(sampling|system|template|tools|response_format)"
+    r"|(teacher|teachers\..+)\.template_args)(?=[.\[]|$)"
+)
+"""Paths of keys whose expanded values the plan would hold."""
 _DUPLICATE = re.compile(r'^found duplicate key "(.*?)" with value ', re.DOTALL)
 
 
@@ -198,6 +204,11 @@ def _expand(node: Any, environment: Mapping[str, str], source: str, at: str) -> 
         escaped, name, default = match.groups()
         if escaped:
             return match.group(0)[1:]
+        if _STORED.match(at):
+            raise ConfigError(
+                f"{source}: {at} reads ${{{name}}}, but its value would be stored with the corpus; "
+                "put secrets into endpoints (api_key_env, headers)."
+            )
         if name in environment:
             return environment[name]
         if default is not None:

@@ -156,10 +156,11 @@ def _check_budget(corpus: Corpus) -> None:
     if not known or len(known) < len(budgets):
         return
     charged = sum(commit.charged_picousd for commit in corpus.commits)
-    if charged > money.picousd(max(known)):
+    limit = money.picousd(max(known))
+    if charged > limit:
         raise Contradiction(
             f"{corpus.layout.commits}: ${money.dollars(charged)} is charged, more than "
-            f"generate.budget_usd (${max(known)}) allows."
+            f"generate.budget_usd (${money.dollars(limit)}) allows."
         )
 
 

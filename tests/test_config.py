@@ -336,6 +336,46 @@ def test_what_is_stored_is_unexpanded() -> None:
     assert again.config == overridden.config
 
 
+STORED = {
+    "sampling: {extra_body: {api_key: '${KEY}'}}": "sampling.extra_body.api_key",
+    "sampling: {stop: ['a', 'x${KEY:-d}']}": "sampling.stop[1]",
+    "sampling: {temperature: '${KEY}'}": "sampling.temperature",
+    "prompts: [{path: p.jsonl, system: 'Hi ${KEY}'}]": "prompts[0].system",
+    "prompts: [{path: p.jsonl, template: '${KEY}'}]": "prompts[0].template",
+    "prompts: [{path: p.jsonl}, {path: q.jsonl, sampling: {stop: ['${KEY}']}}]": (
+        "prompts[1].sampling.stop[0]"
+    ),
+    "prompts: [{path: p.jsonl, tools: [{a: '${KEY}'}]}]": "prompts[0].tools[0].a",
+    "prompts: [{path: p.jsonl, response_format: {type: '${KEY}'}}]": (
+        "prompts[0].response_format.type"
+    ),
+    "teacher: {kind: llama_cpp, template_args: {a: {b: '${KEY}'}}}": "teacher.template_args.a.b",
+    "teachers: {a.b: {kind: llama_cpp, template_args: {k: '${KEY}'}}}": (
+        "teachers.a.b.template_args.k"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", STORED)
+def test_no_variable_goes_into_what_the_plan_stores(text: str) -> None:
+    assert refusal("out: o\n" + text, KEY="s3cr3t") == (
+        f"c.yaml: {STORED[text]} reads ${{KEY}}, but its value would be stored with the corpus; "
+        "put secrets into endpoints (api_key_env, headers)."
+    )
+
+
+def test_variables_stay_where_nothing_is_stored() -> None:
+    text = (
+        "out: '${KEY}'\n"
+        "prompts: [{path: '${KEY}/p.jsonl', name: sampling, template: 'costs $${KEY}'}]\n"
+        "teacher: {kind: openai, model: '${KEY}', endpoints: [{headers: {sampling: '${KEY}'}}]}\n"
+        "card: {title: '${KEY}'}\n"
+    )
+    config = parsed(text, KEY="v").config
+    assert config.prompts[0].template == "costs ${KEY}"
+    assert config.prompts[0].path == "v/p.jsonl"
+
+
 # --set
 
 

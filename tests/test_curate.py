@@ -257,6 +257,36 @@ def test_a_filter_that_breaks_its_promise_is_asked_row_by_row(
     )
 
 
+REFERENCE_PLUGIN = """
+class Known:
+    columns = ("reference",)
+
+    def judge(self, table):
+        return [value and "wrong " + value for value in table["reference"].to_pylist()]
+
+
+def create(options):
+    return Known()
+"""
+
+
+def test_a_filter_that_reads_the_reference_sees_the_plan_s_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plug_in(tmp_path, monkeypatch, REFERENCE_PLUGIN)
+    rows = [generation("a", prompt="a", reference="1"), generation("b", prompt="b")]
+    parts = parts_of(tmp_path, rows)
+    first, second = (row["sample_id"] for row in rows)
+    updates: dict[str, tuple[str | None, str | None]] = {first: (None, None), second: ("2", None)}
+    blind, reading = NO_FILTERS, Curate(filters=["odd"], dedup=Dedup(exact=False))
+    assert curation_digest(blind, parts) == curation_digest(blind, parts, updates=updates)
+    assert curation_digest(reading, parts) != curation_digest(reading, parts, updates=updates)
+    curate(reading, parts, tmp_path)
+    assert verdicts(tmp_path, parts) == {first: ("odd", "wrong 1"), second: None}
+    assert not curate(reading, parts, tmp_path, updates=updates).reused
+    assert verdicts(tmp_path, parts) == {first: None, second: ("odd", "wrong 2")}
+
+
 def test_a_changed_plug_in_changes_the_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

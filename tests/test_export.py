@@ -28,7 +28,7 @@ from corpusgen.export.card import (
     render_card,
 )
 from corpusgen.export.kept import ExportInput
-from corpusgen.export.run import ExportResult, export, export_digest, read_export
+from corpusgen.export.run import ExportResult, export, export_digest, read_export, updates_digest
 from corpusgen.export.shards import without_nulls
 from corpusgen.export.split import fraction
 from corpusgen.export.swap import recover, replaced
@@ -406,11 +406,40 @@ def test_the_digest_covers_what_changes_a_row() -> None:
         export_digest(MESSAGES, Split(validation=0.1), "s"),
         export_digest(MESSAGES, Split(seed=1), "s"),
         export_digest(MESSAGES, NO_SPLIT, "t"),
+        export_digest(MESSAGES, NO_SPLIT, "s", "u"),
         export_digest(Export(format="messages", jsonl=True), NO_SPLIT, "s"),
         export_digest(Export(format="messages", reasoning="drop"), NO_SPLIT, "s"),
         export_digest(Export(format="messages", rows_per_shard=5), NO_SPLIT, "s"),
     }
-    assert len(others | {digest}) == 8
+    assert len(others | {digest}) == 9
+    assert updates_digest({}) == ""
+    assert export_digest(MESSAGES, NO_SPLIT, "s", "") == digest
+
+
+@pytest.mark.parametrize("options", [MESSAGES, PAIRS], ids=lambda options: options.format)
+def test_the_plan_s_latest_reference_and_metadata_are_exported(
+    tmp_path: Path, options: Export
+) -> None:
+    rows = [generation(f"answer {i}", prompt=f"p{i}", metadata='{"a":1}') for i in range(3000)]
+    first, last = rows[0]["sample_id"], rows[2999]["sample_id"]
+    inputs = inputs_of(tmp_path, rows, dropped=[rows[1]["sample_id"]])
+
+    def write_with(updates: dict[str, tuple[str | None, str | None]]) -> ExportResult:
+        return export(options, NO_SPLIT, inputs, tmp_path / "d", card, source="s", updates=updates)
+
+    assert "reference" not in {c.name for c in write_with({}).columns}
+    updates = {first: ("4", '{"a":2}'), last: ("5", None), "f" * 32: ("of no generation", None)}
+    assert not write_with(updates).reused
+    found = {
+        row["sample_id"]: (row["reference"], row["metadata"]) for row in rows_of(tmp_path / "d")
+    }
+    assert found.pop(first) == ("4", '{"a":2}')
+    assert found.pop(last) == ("5", None)
+    assert set(found.values()) == {(None, '{"a":1}')}
+    assert len(found) == 2997
+    assert write_with(dict(reversed(updates.items()))).reused
+    assert not write_with({**updates, first: ("6", None)}).reused
+    assert write_with({first: ("6", None), last: (None, None)}).rows == {"train": 2999}
 
 
 def test_a_new_export_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:

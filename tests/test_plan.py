@@ -24,6 +24,7 @@ from corpusgen.plan.segments import Plan, SetCounts
 from corpusgen.types import BadPrompt, Prompt, Sampling
 
 SIZE = 4
+COLD = Sampling(temperature=0.2)
 
 
 @pytest.fixture
@@ -68,7 +69,9 @@ def asked(
         "sampling": sampling,
         "n": n,
         "keys": {"teacher.model": model["model"], **keys},
-        "inputs": [hashlib.blake2b(repr(rows).encode()).hexdigest()],
+        "inputs": [
+            (f"{name}.jsonl", 1, int(hashlib.sha256(repr(rows).encode()).hexdigest()[:8], 16))
+        ],
         "read": lambda: iter(rows),
     }
     return SetRequest(**{**values, **changes})
@@ -84,6 +87,13 @@ def stored(layout: Layout, size: int = SIZE) -> Plan:
 
 def ids(found: Plan) -> list[str]:
     return [sample for partition in range(found.partitions) for sample in found.ids_of(partition)]
+
+
+def live(layout: Layout) -> list[str]:
+    """Return the prompt id of each sample that is not retired, sorted."""
+    found = stored(layout)
+    samples = [sample for p in range(found.partitions) for sample in found.samples_of(p)]
+    return sorted(s.prompt_id for s in samples if s.sample_id not in found.retired())
 
 
 def partitions(found: Plan) -> list[tuple[str, list[str]]]:
@@ -177,8 +187,8 @@ def test_partitions_never_straddle_sets(layout: Layout) -> None:
 def test_rows_with_the_same_content_are_one_prompt(layout: Layout) -> None:
     twice = [prompt("q0"), prompt("q1"), prompt("q0", prompt_id="other", reference="r")]
     result = planned(layout, asked(twice, "a", n=2), asked([prompt("q1"), prompt("q2")], "b", n=3))
-    assert result.sets["a"] == SetCounts(rows=3, samples=6, aliases=2, bad_prompts=0)
-    assert result.sets["b"] == SetCounts(rows=2, samples=6, aliases=2, bad_prompts=0)
+    assert result.sets["a"] == SetCounts(rows=3, samples=6, aliases=1, bad_prompts=0)
+    assert result.sets["b"] == SetCounts(rows=2, samples=6, aliases=1, bad_prompts=0)
     assert result.new_samples == 8
     found = stored(layout)
     assert len(set(ids(found))) == len(ids(found)) == 8
@@ -274,11 +284,11 @@ def test_unchanged_input_is_reused_without_being_read(layout: Layout) -> None:
 
 def test_a_touched_file_with_the_same_rows_adds_an_empty_planning(layout: Layout) -> None:
     planned(layout, asked(prompts(5)))
-    result = planned(layout, asked(prompts(5), inputs=["another time"]))
+    result = planned(layout, asked(prompts(5), inputs=[("another time", 1, 1)]))
     assert (result.new_samples, result.changes, result.reused) == (0, {}, False)
     assert stored(layout).samples == 5
     assert not layout.segment(2, "-changes.parquet").exists()
-    assert planned(layout, asked(prompts(5), inputs=["another time"], read=unread)).reused
+    assert planned(layout, asked(prompts(5), inputs=[("another time", 1, 1)], read=unread)).reused
 
 
 # Changes
@@ -291,7 +301,7 @@ def test_rows_removed_are_retired_and_restored_when_they_come_back(layout: Layou
     assert result.changes == {"retire": 2}
     assert by_prompt["id-q0"] in stored(layout).retired()
     assert len(stored(layout).retired()) == 2
-    assert planned(layout, asked(prompts(5, 1), n=2, inputs=["again"])).changes == {}
+    assert planned(layout, asked(prompts(5, 1), n=2, inputs=[("again", 1, 1)])).changes == {}
     result = planned(layout, asked(prompts(6), n=2))
     assert (result.new_samples, result.changes) == (0, {"restore": 2})
     assert stored(layout).retired() == frozenset()
@@ -333,15 +343,23 @@ def test_a_changed_reference_or_metadata_is_an_update(layout: Layout) -> None:
             "metadata": '{"a":2,"b":"é"}',
         },
     ]
-    assert planned(layout, asked(rows, inputs=["again"])).changes == {}, "the update is remembered"
+    assert planned(layout, asked(rows, inputs=[("again", 1, 1)])).changes == {}, (
+        "the update is remembered"
+    )
+    assert stored(layout).updates() == {
+        first["id-q0"]: ("2", None),
+        first["id-q1"]: (None, '{"a":2,"b":"é"}'),
+    }
     back = [prompt("q0", reference="1"), rows[1], rows[2]]
     assert planned(layout, asked(back)).changes == {"update": 1}
+    assert stored(layout).updates()[first["id-q0"]] == ("1", None), "the latest counts"
+    assert planned(layout, asked(back, inputs=[("once more", 1, 1)])).changes == {}
 
 
 def test_the_order_of_metadata_s_keys_is_no_change(layout: Layout) -> None:
     planned(layout, asked([prompt("q", metadata={"a": 1, "b": {"c": 2, "d": 3}})]))
     other = [prompt("q", metadata={"b": {"d": 3, "c": 2}, "a": 1})]
-    assert planned(layout, asked(other, inputs=["x"])).changes == {}
+    assert planned(layout, asked(other, inputs=[("x", 1, 1)])).changes == {}
 
 
 def test_a_prompt_comes_back_with_another_reference(layout: Layout) -> None:
@@ -384,11 +402,145 @@ def test_add_keeps_both_side_by_side(layout: Layout) -> None:
     result = planned(layout, new, add=True)
     assert (result.new_samples, result.changes) == (3, {})
     assert stored(layout).retired() == frozenset()
-    grown = asked(prompts(4), sampling=Sampling(temperature=0.2))
+    grown = asked(prompts(4), sampling=COLD)
     assert planned(layout, grown).new_samples == 1, "both are known now: no flag is needed"
-    assert planned(layout, asked(prompts(3), inputs=["x"])).changes == {}
-    shrunk = asked(prompts(2), sampling=Sampling(temperature=0.2))
-    assert planned(layout, shrunk).changes == {"retire": 2}, "only of the variant that is asked"
+    assert planned(layout, asked(prompts(4), inputs=[("x", 1, 1)])).new_samples == 1
+    assert live(layout) == sorted(2 * [f"id-q{index}" for index in range(4)])
+
+
+@pytest.mark.parametrize("later", [2, 3], ids=["the newer is asked", "the older is asked"])
+def test_a_row_removed_leaves_and_comes_back_under_both_variants(
+    layout: Layout, later: float
+) -> None:
+    planned(layout, asked(prompts(3)))
+    planned(layout, asked(prompts(3), sampling=COLD), add=True)
+    sampling = COLD if later == 2 else None
+    assert planned(layout, asked(prompts(2), sampling=sampling)).changes == {"retire": 2}
+    assert live(layout) == ["id-q0", "id-q0", "id-q1", "id-q1"]
+    again = asked(prompts(2), sampling=sampling, inputs=[("x", 1, 1)])
+    assert planned(layout, again).changes == {}
+    assert planned(layout, asked(prompts(3), sampling=sampling)).changes == {"restore": 2}
+    assert stored(layout).retired() == frozenset()
+
+
+def test_a_set_that_leaves_comes_back_under_both_variants_without_what_left_meanwhile(
+    layout: Layout,
+) -> None:
+    other = asked(prompts(1, 50), "b")
+    planned(layout, asked(prompts(3), n=2), other)
+    planned(layout, asked(prompts(3), sampling=COLD), other, add=True)
+    assert planned(layout, other).changes == {"retire": 9}
+    back = planned(layout, asked(prompts(2), sampling=COLD), other)
+    assert (back.new_samples, back.changes) == (0, {"restore": 6})
+    assert live(layout) == ["id-q0"] * 3 + ["id-q1"] * 3 + ["id-q50"]
+    assert planned(layout, asked(prompts(3), sampling=COLD), other).changes == {"restore": 3}
+
+
+def test_an_edited_row_is_retired_under_both_variants_and_its_old_text_stays_retired(
+    layout: Layout,
+) -> None:
+    planned(layout, asked([prompt("old", prompt_id="p"), prompt("x")]))
+    planned(layout, asked([prompt("new", prompt_id="p"), prompt("x")]))
+    edited = asked([prompt("new", prompt_id="p"), prompt("x")], sampling=COLD)
+    assert planned(layout, edited, add=True).changes == {}
+    newest = asked([prompt("newest", prompt_id="p"), prompt("x")], sampling=COLD)
+    result = planned(layout, newest)
+    assert (result.new_samples, result.changes) == (1, {"retire": 2})
+    assert live(layout) == ["id-x", "id-x", "p"]
+
+
+def test_with_another_template_rows_are_known_by_their_own_ids_only(layout: Layout) -> None:
+    def rendered(template: str, rows: list[str], own: bool) -> SetRequest:
+        made = [
+            prompt(f"{template} {row} {own}", prompt_id=row if own else f"{template}-{row}")
+            for row in rows
+        ]
+        name = "own" if own else "made"
+        return asked(made, name, keys={"prompts.template": template})
+
+    def both(template: str, rows: list[str]) -> list[SetRequest]:
+        return [rendered(template, rows, own=True), rendered(template, rows, own=False)]
+
+    planned(layout, *both("A", ["x", "y"]))
+    assert planned(layout, *both("B", ["x", "y"]), add=True).changes == {}
+    assert planned(layout, *both("B", ["x"])).changes == {"retire": 3}
+    assert live(layout) == ["A-x", "A-y", "B-x", "x", "x"]
+    assert planned(layout, asked(prompts(1), "c")).changes == {"retire": 5}
+    back = planned(layout, *both("B", ["x"]))
+    assert back.changes == {"restore": 5, "retire": 1}
+    assert live(layout) == ["A-x", "A-y", "B-x", "x", "x"]
+    assert planned(layout, *both("B", ["x", "y"])).changes == {"restore": 3}
+
+
+def test_a_lower_n_of_one_variant_leaves_the_draws_of_another(layout: Layout) -> None:
+    planned(layout, asked(prompts(2), n=3))
+    planned(layout, asked(prompts(2), n=2))
+    assert len(live(layout)) == 4
+    assert planned(layout, asked(prompts(2), sampling=COLD), add=True).changes == {}
+    assert len(live(layout)) == 6, "draws that were given up before stay so"
+
+
+def test_a_variant_that_another_set_asks_does_not_retire_what_add_keeps(layout: Layout) -> None:
+    planned(layout, asked(prompts(2), "a"), asked(prompts(2, 50), "b"))
+    mixed = (asked(prompts(2), "a", sampling=COLD), asked(prompts(2, 50), "b"))
+    assert planned(layout, *mixed, add=True).changes == {}
+
+
+def test_a_bad_row_that_is_mended_leaves_under_an_older_variant_too(layout: Layout) -> None:
+    planned(layout, asked([prompt("a"), bad()]), skip_bad_prompts=True)
+    cold = asked([prompt("a"), bad()], sampling=COLD)
+    assert planned(layout, cold, add=True, skip_bad_prompts=True).changes == {}
+    mended = asked([prompt("a"), prompt("b")], sampling=COLD)
+    assert planned(layout, mended, skip_bad_prompts=True).changes == {"retire": 1}
+
+
+def test_a_renamed_set_with_a_changed_key_is_refused(layout: Layout) -> None:
+    file = [("p.jsonl", 10, 20)]
+    planned(layout, asked(prompts(3), "a", inputs=file))
+    before = files(layout)
+    for inputs in ([("p.jsonl", 11, 21)], [("moved.jsonl", 10, 20)]):
+        with pytest.raises(PlanConflict) as refused:
+            planned(layout, asked(prompts(3), "b", sampling=COLD, inputs=inputs))
+        assert str(refused.value) == (
+            "prompt set b reads the files of a, which is no longer there, and "
+            "sampling.temperature changed from 0.7 to 0.2. The samples of a would be retired and "
+            "its prompts asked again: put the name or the value back, use another `out`, or give "
+            "--add to go on."
+        )
+    assert files(layout) == before
+    assert planned(layout, asked(prompts(3), "b", inputs=file)).changes == {}, "renamed alone"
+    with pytest.raises(PlanConflict, match=r"^prompt set b: sampling\.temperature changed"):
+        planned(layout, asked(prompts(3), "b", sampling=COLD, inputs=file))
+    go_on = planned(layout, asked(prompts(3), "c", sampling=COLD, inputs=file), add=True)
+    assert (go_on.new_samples, go_on.changes) == (3, {"retire": 3})
+
+
+def test_a_new_set_of_other_files_or_beside_the_old_one_is_growth(layout: Layout) -> None:
+    file, other = [("p.jsonl", 10, 20)], [("q.jsonl", 11, 21)]
+    first = asked(prompts(3), "a", inputs=file)
+    planned(layout, first)
+    assert planned(layout, first, asked(prompts(3), "b", sampling=COLD, inputs=file)).changes == {}
+    moved = asked(prompts(3), "d", inputs=file)  # the old value stays, under another name
+    cold = asked(prompts(3), "b", sampling=COLD, inputs=file)
+    assert planned(layout, moved, cold).changes == {}
+    planned(layout, asked(prompts(3, 9), "c", sampling=Sampling(temperature=0.1), inputs=other))
+
+
+def test_a_set_whose_samples_all_stand_in_another_is_checked_too(layout: Layout) -> None:
+    planned(layout, asked(prompts(3), "a"), asked(prompts(3), "b"))
+    with pytest.raises(PlanConflict, match=r"^prompt set b: sampling\.temperature changed"):
+        planned(layout, asked(prompts(3), "a"), asked(prompts(3), "b", sampling=COLD))
+
+
+def test_a_marker_of_before_variants_were_recorded_is_read(layout: Layout) -> None:
+    planned(layout, asked(prompts(3)))
+    path = layout.segment(1, ".json")
+    marker = json.loads(path.read_bytes())
+    del marker["asked"], marker["sources"]
+    path.write_text(json.dumps(marker))
+    with pytest.raises(PlanConflict, match=r"changed from 0\.7 to 0\.2"):
+        planned(layout, asked(prompts(3), sampling=COLD))
+    assert planned(layout, asked(prompts(2))).changes == {"retire": 1}
 
 
 def test_a_key_of_one_set_does_not_concern_another(layout: Layout) -> None:
@@ -458,7 +610,7 @@ def test_a_planning_that_dies_before_its_marker_leaves_no_trace(layout: Layout) 
         raise Killed
 
     with pytest.raises(Killed):
-        planned(layout, asked([], inputs=["x"], read=dying))
+        planned(layout, asked([], inputs=[("x", 1, 1)], read=dying))
     assert files(layout) == before
 
 

@@ -215,7 +215,9 @@ def test_a_named_dataset_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = list(read_prompts(PromptSet(dataset=name), Path()))
     check_rows([row for row in found if isinstance(row, Prompt)])
     assert found[2].row == f"{name}#3"
-    assert fingerprint(PromptSet(dataset=name), Path()) == []
+    assert fingerprint(PromptSet(dataset=name), Path()) == [(f"{name}::train", 0, 0)]
+    other = PromptSet(dataset=name, subset="s", split="test")
+    assert fingerprint(other, Path()) == [(f"{name}:s:test", 0, 0)]
     with pytest.raises(PromptError, match=r"cannot be read as a dataset: .*nosplit"):
         list(read_prompts(PromptSet(dataset=name, split="nosplit"), Path()))
     missing = str(tmp_path / "none")
@@ -421,6 +423,43 @@ def test_a_torn_last_line_is_a_bad_row(tmp_path: Path) -> None:
     assert isinstance(first, Prompt)
     assert isinstance(last, BadPrompt)
     assert last.raw == b'{"prompt":"b'
+
+
+LARGEST, SMALLEST = (1 << 64) - 1, -(1 << 63)
+
+
+def test_large_numbers_in_metadata_become_text(tmp_path: Path) -> None:
+    found = good(
+        tmp_path,
+        {
+            "prompt": "x",
+            "uuid": 1 << 127,
+            "fits": [LARGEST, SMALLEST],
+            "metadata": {"deep": [{"n": LARGEST + 1}, SMALLEST - 1, 1.5, None]},
+        },
+    )
+    assert found.metadata == {
+        "uuid": str(1 << 127),
+        "fits": [LARGEST, SMALLEST],
+        "deep": [{"n": str(LARGEST + 1)}, str(SMALLEST - 1), 1.5, None],
+    }
+    msgspec.msgpack.encode(found)
+
+
+@pytest.mark.parametrize("number", [LARGEST + 1, SMALLEST - 1, 10**100])
+def test_large_numbers_in_what_is_sent_make_a_bad_row(tmp_path: Path, number: int) -> None:
+    said = "the messages or tools hold a whole number of more than 64 bits; write it as text"
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"maximum": number}}}]
+    assert problem(tmp_path, {"prompt": "x", "tools": tools}) == said
+    assert problem(tmp_path, {"prompt": "x"}, tools=tools) == said
+    turns = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": number}]},
+        {"role": "tool", "content": "4"},
+    ]
+    assert problem(tmp_path, {"messages": turns}) == said
+    tools[0]["function"]["parameters"]["maximum"] = LARGEST  # type: ignore[index]
+    assert good(tmp_path, {"prompt": "x", "tools": tools}).tools == tools
 
 
 def test_a_bad_row_keeps_its_own_id(tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ from corpusgen import commits, schema
 from corpusgen.commits import Commit
 from corpusgen.corpus import load
 from corpusgen.errors import CorpusError, ExitCode
+from corpusgen.lease import Lease
+from corpusgen.money import dollars
+from corpusgen.shards import TokenFormat
+from corpusgen.store import Store
+from corpusgen.types import Intent
 from corpusgen.verify import Proof, verify
 from tests.loopback import Script, serving
 from tests.runs import corpusgen, remote, succeeded, write_config, write_prompts
@@ -397,6 +402,53 @@ def test_an_attempt_row_stands_twice(root: Path) -> None:
     assert "states 2 attempts, but 3 attempt rows name it." in contradiction(root)
 
 
+def interrupted(root: Path, sample: str) -> None:
+    """Send a request for a sample that has ended, in a part of its own, and die."""
+    corpus = load(root)
+    partition = next(n for n in range(3) if sample in corpus.plan.ids_of(n))
+    tokens = TokenFormat(3, "float16", "raw")
+    with Lease(corpus.layout.lease, "run") as lease:
+        for _ in range(2):
+            store = Store(
+                corpus.layout, corpus.facts.corpus_id, corpus.plan, lambda _: tokens, lease
+            )
+            store.recover()
+            opened, _ = store.take_up(partition, lambda _: True, lambda _: True)
+            if not opened.contents.attempts:
+                opened.begin(Intent("f" * 32, [sample], "e", 1760000000.0, 100))
+                store.close()
+        assert store.commit(opened) is not None
+
+
+def test_a_failure_may_be_asked_again_and_lost_in_a_later_part(root: Path) -> None:
+    (failed,) = load(root).failures().to_table(columns=["sample_id"])["sample_id"].to_pylist()
+    interrupted(root, failed)
+    proof = proof_of(root)
+    assert (proof.failures, proof.attempts, proof.lost_attempts) == (1, 26, 1)
+
+
+def test_a_failure_states_more_attempts_than_its_part_knows(root: Path) -> None:
+    """The rows of a later part do not count for it."""
+    (failed,) = load(root).failures().to_table(columns=["sample_id"])["sample_id"].to_pylist()
+    (where,) = [c for c in load(root).commits if "failures" in c.files]
+    interrupted(root, failed)
+    rewrite(
+        root, "failures", where.partition, where.part, lambda t: with_value(t, "attempts", 0, 2)
+    )
+    assert contradiction(root).endswith(
+        f"sample {failed} states 2 attempts, but 1 attempt rows name it."
+    )
+
+
+def test_a_generation_is_never_asked_again(root: Path) -> None:
+    sample = pq.ParquetFile(generations_of(root, 0, 0)).read()["sample_id"][0].as_py()
+    interrupted(root, sample)
+    assert contradiction(root) == (
+        f"OUT/generations/part-00000-000.parquet: sample {sample} states 1 attempts, but 2 attempt "
+        "rows name it."
+    )
+
+
 def test_an_attempt_names_a_sample_of_another_partition(root: Path) -> None:
     rewrite(root, "attempts", 0, 0, lambda t: with_value(t, "sample_ids", 0, ["0" * 32]))
     assert contradiction(root) == (
@@ -428,6 +480,55 @@ def test_positions_without_a_distribution_are_counted(root: Path) -> None:
     shutil.rmtree(root / "curation")
     shutil.rmtree(root / "dataset")
     assert proof_of(root).positions_without_distribution == 1
+
+
+# The budget
+
+
+def store_configurations(root: Path, *texts: str | bytes) -> None:
+    """Replace the configurations that are stored with a corpus."""
+    shutil.rmtree(root / "config")
+    (root / "config").mkdir()
+    for number, text in enumerate(texts):
+        content = text if isinstance(text, bytes) else text.encode()
+        (root / f"config/{number}.yaml").write_bytes(content)
+
+
+def budget(limit: object) -> str:
+    return f"generate:\n  budget_usd: {limit}\nteacher:\n  api_key: ${{A_KEY}}\n"
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_more_is_charged_than_the_budget_allows(root: Path, quote: str) -> None:
+    charged = sum(commit.charged_picousd for commit in load(root).commits)
+    exactly, less = dollars(charged), dollars(charged - 1)
+    store_configurations(root, budget(f"{quote}{exactly}{quote}"))
+    assert proof_of(root).samples == 28
+    store_configurations(root, budget(f"{quote}{less}{quote}"))
+    assert contradiction(root) == (
+        f"OUT/commits: ${exactly} is charged, more than generate.budget_usd (${less}) allows."
+    )
+
+
+def test_a_budget_that_was_lowered_after_it_was_spent_is_no_contradiction(root: Path) -> None:
+    store_configurations(root, budget("10"), budget("0"))
+    assert proof_of(root).samples == 28
+    store_configurations(root, budget("0"), budget("0.000000000001"))
+    assert contradiction(root).endswith("generate.budget_usd ($0.000000000001) allows.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "generate:", "generate: {}", b"\xff", "a: [", "a: 1\na: 2"]
+    + [budget(limit) for limit in ("${BUDGET}", "null", "[1]", "true", ".nan", ".inf", "'x'")],
+)
+def test_a_configuration_without_a_plain_budget_allows_anything(
+    root: Path, text: str | bytes
+) -> None:
+    store_configurations(root, text)
+    assert proof_of(root).samples == 28
+    store_configurations(root, budget("0"), text)
+    assert proof_of(root).samples == 28
 
 
 # The plan

@@ -25,10 +25,13 @@ from corpusgen.config import Curate
 from corpusgen.curate.chain import NamedFilter, Verdict, filter_options, judge, load_filters
 from corpusgen.curate.dedup import Contest, mode_of
 from corpusgen.curate.parts import (
+    UPDATED,
     PartInput,
+    Updates,
     count_rows,
     read_generations,
     read_verdicts,
+    updated,
     verdict_table,
     verdicts_path,
     write_verdicts,
@@ -44,6 +47,7 @@ RETIRED = Verdict("retired", "its prompt is no longer in the prompt set")
 DUPLICATE = "duplicate"
 SAME = "same as another generation"
 """The reason under which duplicates are counted; each one's verdict names its survivor."""
+_NO_UPDATES: Updates = {}
 MOST_REASONS = 500
 """Different reasons that are counted apart; what a plug-in adds beyond is counted together."""
 
@@ -73,14 +77,18 @@ class CurationResult(msgspec.Struct, frozen=True):
 
 
 def curation_digest(
-    settings: Curate, parts: Iterable[PartInput], retired: AbstractSet[str] = frozenset()
+    settings: Curate,
+    parts: Iterable[PartInput],
+    retired: AbstractSet[str] = frozenset(),
+    updates: Updates = _NO_UPDATES,
 ) -> str:
     """Return 32 hexadecimal digits that name a curation: equal digests mean equal verdicts.
 
     Covers the settings, the parts (in any order), the retired samples, the sources of filters that
-    other packages bring, and the version of the algorithms.
+    other packages bring, and the version of the algorithms; the updates where a filter reads the
+    reference or the metadata.
     """
-    canonical = {
+    canonical: dict[str, Any] = {
         "algorithm": ALGORITHM_VERSION,
         "settings": _canonical(settings),
         "parts": sorted((part.name, part.digest) for part in parts),
@@ -89,8 +97,16 @@ def curation_digest(
             name: plugins.fingerprint(plugins.FILTERS, name) for name, _ in filter_options(settings)
         },
     }
+    if updates and _read_by_a_filter(settings):
+        canonical["updates"] = dict(updates)
     encoded = msgspec.json.encode(canonical, order="deterministic")
     return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+
+
+def _read_by_a_filter(settings: Curate) -> bool:
+    """Tell whether a filter reads a column that updates change."""
+    read = {name for named in load_filters(settings) for name in named.filter.columns}
+    return not read.isdisjoint(UPDATED)
 
 
 def curate(
@@ -99,19 +115,21 @@ def curate(
     directory: Path,
     observer: Observer = ignore,
     retired: AbstractSet[str] = frozenset(),
+    updates: Updates = _NO_UPDATES,
 ) -> CurationResult:
     """Write a verdict for every generation under `directory/verdicts/`, then `curation.json`.
 
     A curation that is finished under the same digest is returned as it is, with `reused` set.
-    Verdicts depend neither on the parts' order nor on how rows are cut into parts. Raises
+    `updates` are the plan's latest references and metadata by sample id; filters that read them see
+    these. Verdicts depend neither on the parts' order nor on how rows are cut into parts. Raises
     `ConfigError` on the filters, `CorpusError` on a generations file that cannot be read.
     """
-    digest = curation_digest(settings, parts, retired)
+    digest = curation_digest(settings, parts, retired, updates)
     found = read_curation(directory)
     if found is not None and _stands(found, digest, parts, directory):
         result = msgspec.structs.replace(found, reused=True)
     else:
-        result = _curate(settings, parts, directory, retired, digest)
+        result = _curate(settings, parts, directory, retired, updates, digest)
         write_file(directory / "curation.json", msgspec.json.format(msgspec.json.encode(result)))
     observer(Curated(digest, result.generations, result.kept, dict(result.dropped), result.reused))
     return result
@@ -138,6 +156,7 @@ def _curate(
     parts: Sequence[PartInput],
     directory: Path,
     retired: AbstractSet[str],
+    updates: Updates,
     digest: str,
 ) -> CurationResult:
     _clear(parts, directory)
@@ -149,7 +168,8 @@ def _curate(
     )
     dropped: Counter[tuple[str, str]] = Counter()
     entrants = [
-        _judge_part(part, filters, directory, retired, contest or None, dropped) for part in parts
+        _judge_part(part, filters, directory, retired, updates, contest or None, dropped)
+        for part in parts
     ]
     if contest:
         dropped[DUPLICATE, SAME] = _mark_duplicates(parts, entrants, directory, contest)
@@ -169,6 +189,7 @@ def _judge_part(
     filters: Sequence[NamedFilter],
     directory: Path,
     retired: AbstractSet[str],
+    updates: Updates,
     contest: Contest | None,
     dropped: Counter[tuple[str, str]],
 ) -> int:
@@ -178,7 +199,7 @@ def _judge_part(
     tables: list[pa.Table] = []
     entered = 0
     for table in read_generations(part.generations, sorted(wanted)):
-        verdicts = _verdicts(table, filters, retired)
+        verdicts = _verdicts(updated(table, updates), filters, retired)
         tables.append(verdict_table(table["sample_id"], verdicts))
         _count(dropped, verdicts)
         if contest:

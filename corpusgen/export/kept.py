@@ -7,7 +7,7 @@ message fields that are null throughout, and all its shards one schema.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,6 +26,13 @@ OPTIONAL_FIELDS = ("name", "tool_calls", "tool_call_id")
 """Of a message."""
 
 
+UPDATED = ("reference", "metadata")
+"""Columns that the plan may know anew, in the order of an update's values."""
+
+Updates = Mapping[str, tuple[str | None, str | None]]
+"""The plan's latest reference and metadata (JSON text), by sample id; only of changed samples."""
+
+
 class ExportInput(msgspec.Struct, frozen=True):
     """One part: its generations, and the verdicts beside them row by row."""
 
@@ -41,21 +48,30 @@ class Absent(msgspec.Struct, frozen=True):
     """Of a message."""
 
 
-def find_absent(inputs: Sequence[ExportInput]) -> Absent:
-    """Return the optional columns and message fields that are null in every generation."""
+def find_absent(inputs: Sequence[ExportInput], updates: Updates) -> Absent:
+    """Return the optional columns and message fields that are null in every generation.
+
+    A column for which there is an update is not absent.
+    """
     columns, fields = set(OPTIONAL_COLUMNS), set(OPTIONAL_FIELDS)
     for part in inputs:
         with readable(part.generations), pq.ParquetFile(part.generations) as file:
             columns = {name for name in columns if not _has_value(file, (name,))}
             fields = {name for name in fields if not _has_value(file, ("messages", name))}
+    for place, name in enumerate(UPDATED):
+        if any(values[place] is not None for values in updates.values()):
+            columns.discard(name)
     return Absent(frozenset(columns), frozenset(fields))
 
 
-def read_kept(part: ExportInput, columns: Sequence[str], absent: Absent) -> Iterator[pa.Table]:
+def read_kept(
+    part: ExportInput, columns: Sequence[str], absent: Absent, updates: Updates
+) -> Iterator[pa.Table]:
     """Yield the kept rows of a part, with the named columns, in the file's order.
 
-    Absent columns come with Arrow's null type, absent message fields are left out. Raises
-    `CorpusError` where a file cannot be read, or the verdicts are not those of the generations.
+    Reference and metadata are the updates' where there are such. Absent columns come with Arrow's
+    null type, absent message fields are left out. Raises `CorpusError` where a file cannot be read,
+    or the verdicts are not those of the generations.
     """
     keep, ids = _read_verdicts(part)
     wanted = [name for name in columns if name not in absent.columns]
@@ -72,7 +88,20 @@ def read_kept(part: ExportInput, columns: Sequence[str], absent: Absent) -> Iter
             start = here.stop
             kept = table.filter(keep[here])
             if kept.num_rows:
-                yield narrow(kept, columns, absent)
+                yield narrow(_updated(kept, updates), columns, absent)
+
+
+def _updated(table: pa.Table, updates: Updates) -> pa.Table:
+    ids = table["sample_id"].to_pylist() if updates else []
+    rows = {row: updates[sample] for row, sample in enumerate(ids) if sample in updates}
+    for place, name in enumerate(UPDATED):
+        if rows and name in table.column_names:
+            values = table[name].to_pylist()
+            for row, latest in rows.items():
+                values[row] = latest[place]
+            index = table.column_names.index(name)
+            table = table.set_column(index, name, pa.array(values, table.schema.field(name).type))
+    return table
 
 
 def narrow(table: pa.Table, columns: Sequence[str], absent: Absent) -> pa.Table:

@@ -20,7 +20,14 @@ from corpusgen import config, plugins, schema
 from corpusgen.errors import ConfigError, CorpusgenError
 from corpusgen.events import Exported, Observer, ignore
 from corpusgen.export.interface import Exporter
-from corpusgen.export.kept import Absent, ExportInput, empty_table, find_absent, read_kept
+from corpusgen.export.kept import (
+    Absent,
+    ExportInput,
+    Updates,
+    empty_table,
+    find_absent,
+    read_kept,
+)
 from corpusgen.export.shards import DatasetFile, SplitWriter
 from corpusgen.export.split import TRAIN, VALIDATION, in_validation
 from corpusgen.export.swap import recover, replaced
@@ -32,6 +39,7 @@ EXPORT_VERSION = 1
 CARD = "README.md"
 RECORD = "export.json"
 
+_NO_UPDATES: Updates = {}
 _COUNTED = ("prompt_tokens", "completion_tokens")
 
 
@@ -62,10 +70,21 @@ class ExportResult(msgspec.Struct, frozen=True):
 Card = Callable[[ExportResult], str]
 
 
-def export_digest(options: config.Export, split: config.Split, source: str) -> str:
+def updates_digest(updates: Updates) -> str:
+    """Return 32 hexadecimal digits that name references and metadata; empty without any."""
+    if not updates:
+        return ""
+    encoded = msgspec.json.encode(dict(updates), order="sorted")
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+
+
+def export_digest(
+    options: config.Export, split: config.Split, source: str, updates_digest: str = ""
+) -> str:
     """Return 32 hexadecimal digits that name a dataset's rows: equal digests mean equal rows.
 
-    `source` is the digest of the curation whose verdicts are used, which covers the generations.
+    `source` is the digest of the curation whose verdicts are used, which covers the generations;
+    `updates_digest` that of the references and metadata that take the place of theirs.
     """
     settings = msgspec.structs.asdict(options)
     del settings["name"]
@@ -73,7 +92,7 @@ def export_digest(options: config.Export, split: config.Split, source: str) -> s
         "version": EXPORT_VERSION,
         "settings": settings,
         "split": msgspec.structs.asdict(split),
-        "source": source,
+        "source": f"{source}+{updates_digest}" if updates_digest else source,
         "plugin": plugins.fingerprint(plugins.EXPORTERS, options.format),
     }
     encoded = msgspec.json.encode(canonical, order="deterministic")
@@ -88,16 +107,20 @@ def export(
     card: Card,
     *,
     source: str,
+    updates: Updates = _NO_UPDATES,
     observer: Observer = ignore,
 ) -> ExportResult:
     """Write a dataset into `destination`, replacing what is there in one step.
+
+    `updates` are the plan's latest references and metadata by sample id; they take the place of
+    those with which a sample was answered.
 
     A dataset with the same digest is left as it is and returned with `reused` set; only its card is
     written anew where it says something else. `card` makes the card from the result. Raises
     `ConfigError` on an unknown format, `CorpusError` on files that cannot be read.
     """
     recover(destination)
-    digest = export_digest(options, split, source)
+    digest = export_digest(options, split, source, updates_digest(updates))
     found = read_export(destination)
     if found is not None and _stands(found, digest, destination):
         result = msgspec.structs.replace(found, reused=True)
@@ -105,7 +128,7 @@ def export(
     else:
         exporter: Exporter = plugins.load(plugins.EXPORTERS, options.format)(options)
         with replaced(destination) as aside:
-            result = _write(options, split, inputs, aside, exporter, digest)
+            result = _write(options, split, inputs, updates, aside, exporter, digest)
             write_file(aside / CARD, card(result).encode())
             record = msgspec.json.format(msgspec.json.encode(result))
             write_file(aside / RECORD, record)
@@ -140,12 +163,13 @@ def _write(
     options: config.Export,
     split: config.Split,
     inputs: Sequence[ExportInput],
+    updates: Updates,
     aside: Path,
     exporter: Exporter,
     digest: str,
 ) -> ExportResult:
     _check_columns(exporter, options.format)
-    absent = find_absent(inputs)
+    absent = find_absent(inputs, updates)
     empty = _convert(exporter, empty_table(exporter.columns, absent), options.format)
     made = empty.schema
     writers = {
@@ -153,7 +177,7 @@ def _write(
         for name in (TRAIN, VALIDATION)
     }
     try:
-        tokens = _fill(writers, exporter, split, inputs, absent, made, options.format)
+        tokens = _fill(writers, exporter, split, inputs, updates, absent, made, options.format)
         if not any(writer.rows for writer in writers.values()):
             writers[TRAIN].write_empty()
         files = tuple(file for writer in writers.values() for file in writer.close())
@@ -177,6 +201,7 @@ def _fill(
     exporter: Exporter,
     split: config.Split,
     inputs: Sequence[ExportInput],
+    updates: Updates,
     absent: Absent,
     expected: pa.Schema,
     name: str,
@@ -185,7 +210,7 @@ def _fill(
     tokens: list[int | None] = [None, None]
     columns = list(dict.fromkeys((*exporter.columns, "messages", *_COUNTED)))
     for part in inputs:
-        for table in read_kept(part, columns, absent):
+        for table in read_kept(part, columns, absent, updates):
             for index, column in enumerate(_COUNTED):
                 tokens[index] = _add(tokens[index], pc.sum(table[column]).as_py())
             rows = _convert(exporter, table.select(list(exporter.columns)), name)

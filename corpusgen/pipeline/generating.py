@@ -57,7 +57,14 @@ class _Generation:
         )
         self._store.recover()
         if self._store.torn_bytes:
-            self._log("info", f"cut {self._store.torn_bytes} bytes of a torn record off a journal")
+            self._log("info", f"cut {self._store.torn_bytes} bytes of a torn record off the journal")
+        for copy in self._store.damaged:
+            self._log(
+                "warning",
+                f"{copy}: a damaged record was left out ({self._store.damaged_bytes} bytes in "
+                "all); answers in it are asked again, and requests of which it was the only "
+                "record are not in the ledger; the journal as it was is kept there",
+            )
         self._chosen = Chosen(plan, self._store, choice)
         self._budget = Budget(self._cap(), self._store.charged_picousd())
 

@@ -5,54 +5,40 @@ spills both. The second resolves the ids bucket by bucket against themselves (tw
 same content are one prompt; the later ones are aliases) and against the plan: what is new, what
 changed its reference or metadata, what is no longer asked for. The third writes the new samples,
 partition by partition, in the order of the prompts. The marker comes last.
+
+A planned sample is retired when its id is no longer asked for, and restored when it is again; so
+is every sample of a set that left. Only samples under an older variant of a set that is still
+asked, which `--add` keeps, go by another rule: `following` says which.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from corpusgen import identity, schema
-from corpusgen.errors import CorpusError, PlanConflict, PromptError
+from corpusgen.errors import CorpusError, PromptError
 from corpusgen.files import TEMPORARY_SUFFIX, put_if_absent
 from corpusgen.layout import Layout
+from corpusgen.plan.following import Followers
+from corpusgen.plan.requests import SetRequest as SetRequest
+from corpusgen.plan.requests import check_conflicts, request_digest
+from corpusgen.plan.rows import digest64, extra_digest, extras, plan_row
 from corpusgen.plan.segments import Plan, Planning, Run, SetCounts
 from corpusgen.plan.spill import Buckets, Marks, Rows
 from corpusgen.plan.writers import ChangesWriter, SampleWriter
-from corpusgen.types import BadPrompt, Message, Prompt, Sampling
+from corpusgen.types import BadPrompt, Prompt
 
 _RETIRABLE = 1
 _RETIRED = 2
-
-
-class SetRequest(msgspec.Struct, frozen=True):
-    """What the configuration asks of one prompt set."""
-
-    name: str
-    teacher: str
-    """The teacher's name in the configuration."""
-    teacher_identity: dict[str, Any]
-    """`model` and, where set, `revision`, `adapter`, `template_args`."""
-    sampling: Sampling
-    n: int
-    keys: dict[str, Any]
-    """The identity keys by their path in the configuration, for messages."""
-    inputs: list[Any]
-    """Names, sizes and times of the files, to tell whether anything changed."""
-    read: Callable[[], Iterable[Prompt | BadPrompt]]
-    response_format: dict[str, Any] | None = None
-
-    @property
-    def variant(self) -> str:
-        """Digest of the identity keys."""
-        return identity.digest(self.keys)
+_RESTORABLE = 4
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -86,10 +72,11 @@ def plan(
     `PromptError` at the first bad row unless `skip_bad_prompts`.
     """
     existing = Plan(layout, partition_size)
-    digest = _request_digest(requests, skip_bad_prompts)
+    digest = request_digest(requests, skip_bad_prompts)
     if existing.plannings and existing.plannings[-1].request == digest:
         return Planned(0, {}, existing.plannings[-1].sets, reused=True)
-    _check_conflicts(existing, requests, add=add)
+    if not add:
+        check_conflicts(existing, requests)
     layout.plan.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(layout, len(existing.plannings) + 1)
     scratch = layout.plan / f"planning.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}"
@@ -109,47 +96,6 @@ def _remove_leftovers(layout: Layout, number: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif path.suffix == TEMPORARY_SUFFIX or path.name.startswith(f"{number:06d}-"):
             path.unlink()
-
-
-def _request_digest(requests: Sequence[SetRequest], skip_bad_prompts: bool) -> str:
-    asked = [
-        {"set": request.name, "keys": request.keys, "n": request.n, "inputs": request.inputs}
-        for request in requests
-    ]
-    return identity.digest({"asked": asked, "skip_bad_prompts": skip_bad_prompts})
-
-
-def _check_conflicts(existing: Plan, requests: Sequence[SetRequest], *, add: bool) -> None:
-    if add:
-        return
-    for request in requests:
-        planned = {
-            run.variant: planning.variants[run.variant]
-            for planning in existing.plannings
-            for run in planning.runs
-            if run.prompt_set == request.name
-        }
-        if planned and request.variant not in planned:
-            old = list(planned.values())[-1]
-            raise PlanConflict(
-                f"prompt set {request.name}: {_changed_keys(old, request.keys)}. The samples that "
-                "are planned under the old value would be orphaned: put it back, use another "
-                "`out`, or give --add to keep both side by side."
-            )
-
-
-def _changed_keys(old: dict[str, Any], new: dict[str, Any]) -> str:
-    changes = [
-        f"{key} changed from {_short(old.get(key))} to {_short(new.get(key))}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    return ", ".join(changes)
-
-
-def _short(value: Any) -> str:
-    text = "unset" if value is None else msgspec.json.encode(value).decode()
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class _Verdicts(msgspec.Struct, frozen=True):
@@ -181,12 +127,14 @@ class _Planner:
         self._rows = Rows(scratch / "rows")
         self._asked = Buckets(scratch / "asked")
         self._planned = Buckets(scratch / "planned")
+        self._updates = Buckets(scratch / "updates")
+        self._followers = Followers(scratch / "followers", existing, requests)
         self._counters = {request.name: _Counter() for request in requests}
 
     def run(self, skip_bad_prompts: bool) -> Planned:
         """Do the passes and put the marker."""
         changes_file = self._layout.segment(self._number, "-changes.parquet")
-        with self._rows:
+        with self._rows, self._followers:
             samples = self._read_prompts(skip_bad_prompts)
             self._read_plan()
             marks = _Verdicts(Marks(samples), Marks(samples), Marks(samples))
@@ -206,6 +154,8 @@ class _Planner:
             first_partition=self._existing.partitions,
             runs=runs,
             variants={request.variant: request.keys for request in self._requests},
+            asked={request.name: request.variant for request in self._requests},
+            sources={request.name: request.sources for request in self._requests},
             sets=sets,
             changes=changes.counts,
         )
@@ -230,7 +180,8 @@ class _Planner:
                     counter.bad += 1
                 else:
                     ids = _sample_ids(request, prompt)
-                extra = _extra_digest(prompt)
+                    self._followers.ask(request.name, prompt)
+                extra = extra_digest(prompt)
                 for offset, sample in enumerate(ids):
                     self._asked.add(sample, extra, ordinal + offset)
                 self._rows.add((index, ids, msgspec.to_builtins(prompt), ordinal))
@@ -241,31 +192,35 @@ class _Planner:
 
     def _read_plan(self) -> None:
         """Pass 2a: spill what is planned already, with what it may become."""
-        asked_sets = {request.name for request in self._requests}
-        asked_variants = {request.variant for request in self._requests}
-        latest = dict(self._latest_extras())
-        retired = self._existing.retired()
+        retirements = self._existing.retirements
         for partition in range(self._existing.partitions):
             run = self._existing.run_of(partition)
-            retirable = run.variant in asked_variants or run.prompt_set not in asked_sets
+            if self._followers.follow(run):
+                self._followers.add(partition, retirements)
+                continue
+            self._followers.hold(partition)
             table = self._existing.read(partition, ["sample_id", "reference", "metadata"])
-            for sample, reference, metadata in zip(
-                *(column.to_pylist() for column in table), strict=True
-            ):
-                extra = latest.get(sample) or _digest64(reference, metadata)
-                flags = (_RETIRABLE if retirable else 0) | (_RETIRED if sample in retired else 0)
-                self._planned.add(sample, extra, flags)
-
-    def _latest_extras(self) -> Iterator[tuple[str, int]]:
+            for sample, *extra in zip(*(column.to_pylist() for column in table), strict=True):
+                flags = _RETIRABLE | (_RETIRED if sample in retirements else 0)
+                self._planned.add(sample, digest64(*extra), flags)
+        for fate in self._followers.fates():
+            flags = (
+                (_RETIRABLE if fate.leaves else 0)
+                | (_RETIRED if fate.retired else 0)
+                | (_RESTORABLE if fate.returns else 0)
+            )
+            self._planned.add(fate.sample, fate.extra, flags)
         for table in self._existing.changes():
             for row in table.to_pylist():
                 if row["action"] == "update":
-                    yield row["sample_id"], _digest64(row["reference"], row["metadata"])
+                    extra64 = digest64(row["reference"], row["metadata"])
+                    self._updates.add(row["sample_id"], extra64, 0)
 
     def _resolve(self, marks: _Verdicts, changes: ChangesWriter) -> None:
         """Pass 2b: compare what is asked with what is planned, a bucket at a time."""
         for bucket in range(256):
-            asked, planned = self._asked.read(bucket), self._planned.read(bucket)
+            asked = self._asked.read(bucket)
+            planned = _updated(self._planned.read(bucket), self._updates.read(bucket))
             ids, first = np.unique(asked["id"], return_index=True)
             later = np.ones(len(asked), dtype=bool)
             later[first] = False
@@ -274,8 +229,9 @@ class _Planner:
             marks.new.add(asked["ordinal"][first[~known]])
             gone = ~np.isin(planned["id"], ids)
             flags = planned["ordinal"]
-            retire = planned["id"][gone & (flags == _RETIRABLE)]
-            restore = planned["id"][~gone & ((flags & _RETIRED) != 0)]
+            retired, restorable = (flags & _RETIRED) != 0, (flags & _RESTORABLE) != 0
+            retire = planned["id"][gone & ((flags & _RETIRABLE) != 0) & ~retired]
+            restore = planned["id"][retired & (~gone | restorable)]
             changes.add_ids("retire", retire)
             changes.add_ids("restore", restore)
             place = {key: index for index, key in enumerate(planned["id"].tolist())}
@@ -300,14 +256,14 @@ class _Planner:
                 request = self._requests[at]
                 for draw, sample in enumerate(ids):
                     if ordinal + draw in marks.new:
-                        writer.add(_plan_row(request, builtins, sample, draw))
+                        writer.add(plan_row(request, builtins, sample, draw))
                         rows += 1
                         if writer.waiting == self._partition_size:
                             writer.flush()
                     elif ordinal + draw in marks.updated:
-                        changes.add_update(sample, *_extras(builtins))
-                    elif ordinal + draw in marks.aliases:
-                        self._counters[request.name].aliases += 1
+                        changes.add_update(sample, *extras(builtins))
+                if ordinal in marks.aliases:
+                    self._counters[request.name].aliases += 1
             writer.flush()
             if rows:
                 runs.append(self._run(index, start, writer.partition, rows))
@@ -329,48 +285,10 @@ def _sample_ids(request: SetRequest, prompt: Prompt) -> list[str]:
     return [identity.sample_id(content, draw) for draw in range(request.n)]
 
 
-def _extra_digest(prompt: Prompt | BadPrompt) -> int:
-    if isinstance(prompt, BadPrompt):
-        return _digest64(None, None)
-    return _digest64(prompt.reference, _text(prompt.metadata))
-
-
-def _digest64(reference: str | None, metadata: str | None) -> int:
-    hashed = hashlib.blake2b(identity.canonical([reference, metadata]), digest_size=8).digest()
-    return int.from_bytes(hashed, "little")
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else identity.canonical(value).decode()
-
-
-def _extras(prompt: dict[str, Any]) -> tuple[str | None, str | None]:
-    return prompt.get("reference"), _text(prompt.get("metadata"))
-
-
-def _plan_row(
-    request: SetRequest, prompt: dict[str, Any], sample: str, draw: int
-) -> dict[str, Any]:
-    problem = prompt.get("problem")
-    reference, metadata = _extras(prompt)
-    return {
-        "sample_id": sample,
-        "prompt_set": request.name,
-        "prompt_id": prompt["prompt_id"],
-        "draw": None if problem else draw,
-        "teacher": request.teacher,
-        "messages": None if problem else [_stored(message) for message in prompt["messages"]],
-        "tools": _text(prompt.get("tools")),
-        "response_format": _text(request.response_format),
-        "sampling": identity.canonical(request.sampling).decode(),
-        "reference": reference,
-        "metadata": metadata,
-        "row": prompt["row"],
-        "problem": problem,
-    }
-
-
-def _stored(message: Message) -> Message:
-    if message.get("tool_calls") is None:
-        return message
-    return {**message, "tool_calls": _text(message["tool_calls"])}
+def _updated(planned: npt.NDArray[Any], updates: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return planned entries with the digest of each one's last update."""
+    ids, last = np.unique(updates["id"][::-1], return_index=True)
+    touched = np.isin(planned["id"], ids)
+    place = np.searchsorted(ids, planned["id"][touched])
+    planned["extra"][touched] = updates["extra"][::-1][last[place]]
+    return planned

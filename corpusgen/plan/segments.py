@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class SetCounts(msgspec.Struct, frozen=True):
     """Prompts read, the bad ones included."""
     samples: int
     aliases: int
-    """Samples whose content stood earlier, in this set or another."""
+    """Rows whose prompt stood earlier, in this set or another; each counts once, whatever `n`."""
     bad_prompts: int
 
 
@@ -67,6 +68,10 @@ class Planning(msgspec.Struct, frozen=True, omit_defaults=True):
     sets: dict[str, SetCounts]
     changes: dict[str, int] = {}
     """Rows of the changes file by action."""
+    asked: dict[str, str] = {}
+    """The variant under which each set was asked."""
+    sources: dict[str, list[str]] = {}
+    """Digests by which each set's files are known again under another name of the set."""
 
     @property
     def partitions(self) -> int:
@@ -149,23 +154,48 @@ class Plan:
 
     def retired(self) -> frozenset[str]:
         """Return the ids of samples that the configuration no longer asks for."""
-        retired: set[str] = set()
-        for table in self.changes(["sample_id", "action"]):
-            for sample, action in zip(*(column.to_pylist() for column in table), strict=True):
-                if action == "retire":
-                    retired.add(sample)
-                elif action == "restore":
-                    retired.discard(sample)
-        return frozenset(retired)
+        return self._retired
+
+    @cached_property
+    def _retired(self) -> frozenset[str]:
+        return frozenset(self.retirements)
+
+    @cached_property
+    def retirements(self) -> dict[str, int]:
+        """The number of the planning that retired each retired sample, by its id."""
+        found: dict[str, int] = {}
+        for planning in self.plannings:
+            for table in self._changes_of(planning, ["sample_id", "action"]):
+                for sample, action in zip(*(column.to_pylist() for column in table), strict=True):
+                    if action == "retire":
+                        found[sample] = planning.number
+                    elif action == "restore":
+                        found.pop(sample, None)
+        return found
+
+    def updates(self) -> dict[str, tuple[str | None, str | None]]:
+        """Return the latest reference and metadata (JSON text) of the samples that have newer ones.
+
+        In memory that grows with these samples only.
+        """
+        return {
+            row["sample_id"]: (row["reference"], row["metadata"])
+            for table in self.changes()
+            for row in table.to_pylist()
+            if row["action"] == "update"
+        }
 
     def changes(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield the changes files' rows, oldest planning first."""
         for planning in self.plannings:
-            if planning.changes:
-                path = self._layout.segment(planning.number, "-changes.parquet")
-                with _readable(path, schema.PLAN_CHANGES) as file:
-                    for batch in file.iter_batches(columns=columns):
-                        yield pa.Table.from_batches([batch])
+            yield from self._changes_of(planning, columns)
+
+    def _changes_of(self, planning: Planning, columns: list[str] | None) -> Iterator[pa.Table]:
+        if planning.changes:
+            path = self._layout.segment(planning.number, "-changes.parquet")
+            with _readable(path, schema.PLAN_CHANGES) as file:
+                for batch in file.iter_batches(columns=columns):
+                    yield pa.Table.from_batches([batch])
 
 
 @contextmanager

@@ -37,11 +37,12 @@ def fingerprint(prompt_set: PromptSet, directory: Path) -> list[tuple[str, int, 
     """Return each file of a set with its size in bytes and its mtime in nanoseconds.
 
     A change of the list means that the rows may have changed. Names are relative to `directory`
-    where a file lies in it. The list is empty for a set on the hub.
-    Raises `PromptError` where a file cannot be found.
+    where a file lies in it. A set on the hub has one entry, its name, subset and split: whether
+    it changed there is not asked. Raises `PromptError` where a file cannot be found.
     """
     if prompt_set.dataset is not None:
-        return []
+        parts = (prompt_set.dataset, prompt_set.subset or "", prompt_set.split)
+        return [(":".join(parts), 0, 0)]
     found = []
     for source in find_sources(prompt_set, directory):
         for path in data_files(source, prompt_set.split):

@@ -22,6 +22,7 @@ _SYSTEM_ROLES = ("system", "developer")
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 _decode = msgspec.json.Decoder().decode
+_pack = msgspec.msgpack.Encoder().encode
 
 
 class Renderer:
@@ -63,6 +64,7 @@ class Renderer:
         tools = self._tools
         if values.get(columns.tools) is not None:
             tools = _tools(values[columns.tools], columns.tools)
+        _check_numbers(messages, tools)
         prompt_id = own_id or _digest(_encoded(messages))
         _encoded((prompt_id, reference, tools, metadata, messages if own_id else None))
         return Prompt(prompt_id, messages, row.where, tools, reference, metadata)
@@ -120,7 +122,7 @@ class Renderer:
             if type(own) is not dict:
                 raise RowError(f'"{self._columns.metadata}" must be an object, not {kind(own)}')
             metadata.update(own)
-        return metadata or None
+        return _small_numbers(metadata) if metadata else None
 
 
 def _bad(row: Row, own_id: str | None, problem: str) -> BadPrompt:
@@ -225,6 +227,42 @@ def _encoded(value: Any) -> bytes:
         raise RowError("the row holds text that is not valid UTF-8") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise RowError(f"the row holds a value that JSON cannot express: {error}") from None
+
+
+def _check_numbers(*sent: Any) -> None:
+    """Raise `RowError` for whole numbers that no file of a corpus takes."""
+    try:
+        _pack(sent)
+    except OverflowError:
+        raise RowError(
+            "the messages or tools hold a whole number of more than 64 bits; write it as text"
+        ) from None
+    except (TypeError, ValueError, RecursionError):
+        return  # `_encoded` says why
+
+
+def _small_numbers(value: Any) -> Any:
+    """Return metadata whose whole numbers of more than 64 bits are text, as few readers take them.
+
+    What cannot be walked is returned as it is: `_encoded` says why.
+    """
+    try:
+        _pack(value)
+    except OverflowError:
+        return _numbers_as_text(value)
+    except (TypeError, ValueError, RecursionError):
+        return value
+    return value
+
+
+def _numbers_as_text(value: Any) -> Any:
+    if type(value) is dict:
+        return {key: _numbers_as_text(item) for key, item in value.items()}
+    if type(value) is list:
+        return [_numbers_as_text(item) for item in value]
+    if type(value) is int and not -(1 << 63) <= value < 1 << 64:
+        return str(value)
+    return value
 
 
 def _canonical(values: dict[str, Any] | None) -> bytes:
