@@ -176,3 +176,20 @@ def test_a_signal_while_planning_gives_the_lease_back(tmp_path: Path) -> None:
     assert process.returncode == 5
     assert "Traceback" not in errors
     assert not lease.exists()
+
+
+def test_a_changed_reference_reaches_the_dataset_without_asking_again(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    path = write_prompts(tmp_path / "prompts.jsonl", [{"prompt": "2 + 2?", "reference": "5"}])
+    with serving(Script()) as server:
+        config = write_config(tmp_path, teacher=remote(server.base_url))
+        succeeded(corpusgen("run", config))
+        write_prompts(path, [{"prompt": "2 + 2?", "reference": "4", "source": "mended"}])
+        succeeded(corpusgen("run", config))
+        assert len(server.log()) == 1
+    (shard,) = (tmp_path / "out/dataset/messages").glob("*.parquet")
+    row = pq.ParquetFile(shard).read().to_pylist()[0]
+    assert row["reference"] == "4"
+    assert json.loads(row["metadata"]) == {"source": "mended"}
+    succeeded(corpusgen("verify", tmp_path / "out", "--complete"))

@@ -42,10 +42,10 @@ from corpusgen.types import Sampling
 def curate_corpus(corpus: Corpus, config: Config, observer: Observer) -> CurationResult:
     """Judge everything that is committed; found done where the settings and parts are the same."""
     parts = _parts(corpus)
-    retired = corpus.plan.retired()
-    digest = curation_digest(config.curate, parts, retired)
+    retired, updates = corpus.plan.retired(), corpus.plan.updates()
+    digest = curation_digest(config.curate, parts, retired, updates)
     directory = corpus.layout.curation / digest
-    result = curate(config.curate, parts, directory, observer, retired)
+    result = curate(config.curate, parts, directory, observer, retired, updates)
     if result.reused:  # the latest curation is the one that was asked for last
         os.utime(directory / "curation.json")
     return result
@@ -77,6 +77,7 @@ def export_corpus(
         for part in _parts(corpus)
     ]
     told = _Facts(corpus, loaded.config, curation, ledger)
+    updates = corpus.plan.updates()
     destinations = []
     for options in loaded.config.export:
         destination = corpus.layout.datasets / (options.name or options.format)
@@ -87,6 +88,7 @@ def export_corpus(
             destination,
             lambda result, jsonl=options.jsonl: render_card(told.card(result, jsonl=jsonl)),  # type: ignore[misc]
             source=curation.digest,
+            updates=updates,
             observer=observer,
         )
         destinations.append(destination)

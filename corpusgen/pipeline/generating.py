@@ -57,7 +57,9 @@ class _Generation:
         )
         self._store.recover()
         if self._store.torn_bytes:
-            self._log("info", f"cut {self._store.torn_bytes} bytes of a torn record off the journal")
+            self._log(
+                "info", f"cut {self._store.torn_bytes} bytes of a torn record off the journal"
+            )
         for copy in self._store.damaged:
             self._log(
                 "warning",
