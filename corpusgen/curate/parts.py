@@ -6,7 +6,7 @@ writing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,13 +21,6 @@ from corpusgen.parquet import read_table, readable
 
 BATCH_ROWS = 1024
 """Generations in memory at a time."""
-
-
-UPDATED = ("reference", "metadata")
-"""Columns that the plan may know anew, in the order of an update's values."""
-
-Updates = Mapping[str, tuple[str | None, str | None]]
-"""The plan's latest reference and metadata (JSON text), by sample id; only of changed samples."""
 
 
 class PartInput(msgspec.Struct, frozen=True):
@@ -65,20 +58,6 @@ def read_generations(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
             )
         for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
             yield pa.Table.from_batches([batch])
-
-
-def updated(table: pa.Table, updates: Updates) -> pa.Table:
-    """Return rows with the reference and metadata of the updates that there are for them."""
-    ids = table["sample_id"].to_pylist() if updates else []
-    rows = {row: updates[sample] for row, sample in enumerate(ids) if sample in updates}
-    for place, name in enumerate(UPDATED):
-        if rows and name in table.column_names:
-            values = table[name].to_pylist()
-            for row, latest in rows.items():
-                values[row] = latest[place]
-            index = table.column_names.index(name)
-            table = table.set_column(index, name, pa.array(values, table.schema.field(name).type))
-    return table
 
 
 def verdict_table(sample_ids: pa.ChunkedArray, verdicts: Sequence[Verdict | None]) -> pa.Table:

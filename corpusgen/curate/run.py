@@ -25,13 +25,10 @@ from corpusgen.config import Curate
 from corpusgen.curate.chain import NamedFilter, Verdict, filter_options, judge, load_filters
 from corpusgen.curate.dedup import Contest, mode_of
 from corpusgen.curate.parts import (
-    UPDATED,
     PartInput,
-    Updates,
     count_rows,
     read_generations,
     read_verdicts,
-    updated,
     verdict_table,
     verdicts_path,
     write_verdicts,
@@ -39,6 +36,7 @@ from corpusgen.curate.parts import (
 from corpusgen.errors import CorpusError
 from corpusgen.events import Curated, Observer, ignore
 from corpusgen.files import write_file
+from corpusgen.updates import UPDATED, Updates, updated
 
 ALGORITHM_VERSION = 1
 """Raised with every change that may change a verdict of the same settings."""

@@ -7,7 +7,7 @@ message fields that are null throughout, and all its shards one schema.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from corpusgen import schema
 from corpusgen.errors import CorpusError
 from corpusgen.parquet import read_table, readable
+from corpusgen.updates import UPDATED, Updates, updated
 
 BATCH_ROWS = 1024
 """Generations in memory at a time."""
@@ -24,13 +25,6 @@ BATCH_ROWS = 1024
 OPTIONAL_COLUMNS = ("tools", "reasoning", "tool_calls", "reference", "metadata")
 OPTIONAL_FIELDS = ("name", "tool_calls", "tool_call_id")
 """Of a message."""
-
-
-UPDATED = ("reference", "metadata")
-"""Columns that the plan may know anew, in the order of an update's values."""
-
-Updates = Mapping[str, tuple[str | None, str | None]]
-"""The plan's latest reference and metadata (JSON text), by sample id; only of changed samples."""
 
 
 class ExportInput(msgspec.Struct, frozen=True):
@@ -88,20 +82,7 @@ def read_kept(
             start = here.stop
             kept = table.filter(keep[here])
             if kept.num_rows:
-                yield narrow(_updated(kept, updates), columns, absent)
-
-
-def _updated(table: pa.Table, updates: Updates) -> pa.Table:
-    ids = table["sample_id"].to_pylist() if updates else []
-    rows = {row: updates[sample] for row, sample in enumerate(ids) if sample in updates}
-    for place, name in enumerate(UPDATED):
-        if rows and name in table.column_names:
-            values = table[name].to_pylist()
-            for row, latest in rows.items():
-                values[row] = latest[place]
-            index = table.column_names.index(name)
-            table = table.set_column(index, name, pa.array(values, table.schema.field(name).type))
-    return table
+                yield narrow(updated(kept, updates), columns, absent)
 
 
 def narrow(table: pa.Table, columns: Sequence[str], absent: Absent) -> pa.Table:

@@ -23,7 +23,6 @@ from corpusgen.export.interface import Exporter
 from corpusgen.export.kept import (
     Absent,
     ExportInput,
-    Updates,
     empty_table,
     find_absent,
     read_kept,
@@ -32,6 +31,7 @@ from corpusgen.export.shards import DatasetFile, SplitWriter
 from corpusgen.export.split import TRAIN, VALIDATION, in_validation
 from corpusgen.export.swap import recover, replaced
 from corpusgen.files import write_file
+from corpusgen.updates import Updates
 
 EXPORT_VERSION = 1
 """Raised with every change that may change a dataset of the same settings."""
