@@ -25,12 +25,13 @@ from corpusgen.errors import (
     ServerFault,
     TeacherBroken,
     TeacherError,
+    TeacherRaised,
     TornAnswer,
 )
 from corpusgen.retry import RetryPolicy, is_worth_retrying
 
 AGAIN = [RateLimited, Overloaded, ServerFault, ConnectionFailed, AnswerTimeout, TornAnswer]
-NEVER = [Rejected, ContextOverflow, ContentRefused]
+NEVER = [Rejected, ContextOverflow, ContentRefused, TeacherRaised]
 FATAL = [AuthenticationFailed, ModelNotFound, QuotaExhausted, TeacherBroken]
 
 

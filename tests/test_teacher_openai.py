@@ -306,7 +306,7 @@ def wait_for(true: Any, seconds: float = 5.0) -> bool:
 
 @pytest.mark.parametrize("base_url", ["http://127.0.0.1:9", "http://nowhere.invalid/v1"])
 def test_no_server_is_a_failed_connection(base_url: str) -> None:
-    assert type(fail(teacher_at(base_url), "hi")) is errors.ConnectionFailed
+    assert type(fail(teacher_at(base_url), "hi")) is errors.NotConnected
 
 
 def test_many_requests_are_in_flight_at_once() -> None:
@@ -409,7 +409,7 @@ def test_the_environments_proxy_is_used(server: Running, monkeypatch: pytest.Mon
     ask(teacher_at("http://far.invalid/v1"), request("through the proxy"))
     assert server.log()[-1]["prompt"] == "through the proxy"
     monkeypatch.setenv("no_proxy", "far.invalid")
-    assert type(fail(teacher_at("http://far.invalid/v1"), "x")) is errors.ConnectionFailed
+    assert type(fail(teacher_at("http://far.invalid/v1"), "x")) is errors.NotConnected
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", "socks5://user:hunter2@127.0.0.1:1")
     refused = fail(teacher_at("http://far.invalid/v1"), "x")
