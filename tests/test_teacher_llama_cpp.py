@@ -378,7 +378,9 @@ def test_cancelling_frees_the_slots(runner: asyncio.Runner, teacher: LlamaCpp) -
 
 @llama
 def test_the_server_is_private_and_leaves_our_signals_alone(teacher: LlamaCpp) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # A handler of llama.cpp's own would be null here; a job in the background ignores SIGINT.
+    ours = (signal.default_int_handler, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGINT) in ours
     (child,) = child_processes()
     assert os.getsid(child.pid) != os.getsid(0)
     (listening,) = [c for c in child.net_connections("inet") if c.status == psutil.CONN_LISTEN]

@@ -103,4 +103,5 @@ def _signals(stop: Stop, announce: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+            if handler is not None:  # null: a handler that another language set
+                signal.signal(number, handler)
