@@ -282,7 +282,7 @@ def test_cancelling_closes_the_connection(server: Running) -> None:
         asked = teacher.generate(request("[[hang]] cancel me"), teacher.endpoints[0])
         task = asyncio.create_task(asked)
         await asyncio.to_thread(
-            wait_for, lambda: server.log()[-1]["prompt"] == "[[hang]] cancel me"
+            wait_for, lambda: [r["prompt"] for r in server.log()[-1:]] == ["[[hang]] cancel me"]
         )
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
