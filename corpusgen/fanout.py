@@ -46,7 +46,7 @@ Queue = asyncio.Queue[tuple[OpenPartition, Sample] | None]
 class Meter(Protocol):
     """Counts what happens, for progress and failure rates."""
 
-    def answered(self, generation: Generation, cost_picousd: int | None) -> None:
+    def answered(self, generation: Generation) -> None:
         """Count a generation."""
 
     def failed(self, failure: Failure) -> None:
@@ -256,7 +256,7 @@ class FanOut:
                 intent, sample, reply, latency, opened.sent[sample.sample_id]
             )
             opened.end(attempts.answered(intent, reply, latency, cost), [generation])
-            self._meter.answered(generation, cost)
+            self._meter.answered(generation)
             self._failure_rate.add(False)
             self.logprobs.add(request, generation.answer, endpoint.name)
         except TeacherError as error:

@@ -40,9 +40,8 @@ class RunMeter:
         self.completion_tokens = 0
         self._recent: deque[tuple[float, int, int]] = deque([(self._began, 0, 0)])
 
-    def answered(self, generation: Generation, cost_picousd: int | None) -> None:
+    def answered(self, generation: Generation) -> None:
         """Count a generation."""
-        del cost_picousd
         self.generations += 1
         self.completion_tokens += generation.answer.completion_tokens or 0
 

@@ -64,11 +64,7 @@ def _parts(corpus: Corpus) -> list[PartInput]:
 
 
 def export_corpus(
-    corpus: Corpus,
-    loaded: LoadedConfig,
-    curation: CurationResult,
-    ledger: Ledger,
-    observer: Observer,
+    corpus: Corpus, loaded: LoadedConfig, curation: CurationResult, told: Facts, observer: Observer
 ) -> list[Path]:
     """Write every dataset that the configuration asks for; return their directories."""
     directory = corpus.layout.curation / curation.digest
@@ -76,7 +72,6 @@ def export_corpus(
         ExportInput(part.generations, verdicts_path(directory, part.name))
         for part in _parts(corpus)
     ]
-    told = _Facts(corpus, loaded.config, curation, ledger)
     updates = corpus.plan.updates()
     destinations = []
     for options in loaded.config.export:
@@ -95,8 +90,8 @@ def export_corpus(
     return destinations
 
 
-class _Facts:
-    """What a corpus' cards and report have in common."""
+class Facts:
+    """What a corpus' cards and report have in common; counts the failures when it is made."""
 
     def __init__(
         self, corpus: Corpus, config: Config, curation: CurationResult, ledger: Ledger
@@ -292,13 +287,10 @@ def _cost_text(ledger: Ledger) -> str | None:
     return text
 
 
-def report_corpus(
-    corpus: Corpus, loaded: LoadedConfig, curation: CurationResult, ledger: Ledger
-) -> Path:
+def report_corpus(corpus: Corpus, curation: CurationResult, told: Facts) -> Path:
     """Write `report.html`; return its path."""
     directory = corpus.layout.curation / curation.digest
     inputs = [(part.generations, verdicts_path(directory, part.name)) for part in _parts(corpus)]
-    told = _Facts(corpus, loaded.config, curation, ledger)
     html = render_report(told.report(gather(inputs)))
     write_file(corpus.layout.report, html.encode())
     return corpus.layout.report

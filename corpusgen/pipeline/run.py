@@ -15,7 +15,7 @@ from corpusgen.ledger import dollars_text, read_ledger
 from corpusgen.pipeline import generating
 from corpusgen.pipeline.choosing import Choice
 from corpusgen.pipeline.counting import Generated, counted
-from corpusgen.pipeline.finishing import curate_corpus, export_corpus, report_corpus
+from corpusgen.pipeline.finishing import Facts, curate_corpus, export_corpus, report_corpus
 from corpusgen.pipeline.session import Session, layout_of, make_plan, opened
 
 
@@ -165,13 +165,14 @@ def _finished(
         return result
     ledger = read_ledger(corpus, curation.kept)
     cost = dollars_text(ledger.total.cost_picousd) if ledger.price_known else None
+    told = Facts(corpus, loaded.config, curation, ledger)
     observer(StageStarted("export"))
-    datasets = export_corpus(corpus, loaded, curation, ledger, observer)
+    datasets = export_corpus(corpus, loaded, curation, told, observer)
     result = msgspec.structs.replace(result, datasets=tuple(datasets), cost_usd=cost)
     if until == "export":
         return result
     observer(StageStarted("report"))
-    report = report_corpus(corpus, loaded, curation, ledger)
+    report = report_corpus(corpus, curation, told)
     return msgspec.structs.replace(result, report=report)
 
 
