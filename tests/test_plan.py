@@ -369,6 +369,83 @@ def test_a_prompt_comes_back_with_another_reference(layout: Layout) -> None:
     assert result.changes == {"restore": 1, "update": 1}
 
 
+# A prompt's own max_tokens
+
+FIVE, TEN = Sampling(temperature=0.7, max_tokens=5), Sampling(temperature=0.7, max_tokens=10)
+
+
+def longest(layout: Layout) -> list[tuple[str, int | None]]:
+    """Return the prompt and the max_tokens of each sample that is not retired, sorted."""
+    found = stored(layout)
+    samples = [sample for p in range(found.partitions) for sample in found.samples_of(p)]
+    kept = [s for s in samples if s.sample_id not in found.retired()]
+    return sorted((s.prompt_id, s.sampling.max_tokens) for s in kept)
+
+
+def test_a_prompt_s_own_max_tokens_is_as_if_its_set_had_it(tmp_path: Path) -> None:
+    alone, own, unset = (Layout(tmp_path / name) for name in ("alone", "own", "unset"))
+    planned(alone, asked([prompt("x")], sampling=TEN, n=2))
+    planned(own, asked([prompt("x", max_tokens=10)], sampling=FIVE, n=2))
+    planned(unset, asked([prompt("x", max_tokens=10)], n=2))
+    assert ids(stored(own)) == ids(stored(unset)) == ids(stored(alone))
+    for layout in (alone, own, unset):
+        assert [s.sampling for s in stored(layout).samples_of(0)] == [TEN, TEN]
+
+
+def test_one_conversation_with_two_max_tokens_is_two_prompts(layout: Layout) -> None:
+    rows = [
+        prompt("x"),
+        prompt("x", max_tokens=10),
+        prompt("x", max_tokens=5),  # what the set says
+        prompt("x", max_tokens=10),
+    ]
+    result = planned(layout, asked(rows, sampling=FIVE))
+    assert result.sets["set"] == SetCounts(rows=4, samples=4, aliases=2, bad_prompts=0)
+    assert longest(layout) == [("id-x", 5), ("id-x", 10)]
+
+
+def test_a_changed_max_tokens_of_a_row_is_a_changed_prompt(layout: Layout) -> None:
+    def rows(own: int | None) -> list[Prompt]:
+        return [prompt("x", max_tokens=own), prompt("y", max_tokens=7)]
+
+    planned(layout, asked(rows(None), sampling=FIVE))
+    same = planned(layout, asked(rows(5), sampling=FIVE))
+    assert (same.new_samples, same.changes, same.reused) == (0, {}, False)
+    longer = planned(layout, asked(rows(10), sampling=FIVE))
+    assert (longer.new_samples, longer.changes) == (1, {"retire": 1})
+    assert longest(layout) == [("id-x", 10), ("id-y", 7)]
+    back = planned(layout, asked(rows(None), sampling=FIVE))
+    assert (back.new_samples, back.changes) == (0, {"retire": 1, "restore": 1})
+
+
+def test_a_changed_max_tokens_of_a_row_counts_under_older_variants_too(layout: Layout) -> None:
+    def rows(own: int | None) -> list[Prompt]:
+        return [prompt("x", max_tokens=own), prompt("y", max_tokens=7), prompt("z")]
+
+    planned(layout, asked(rows(20), sampling=FIVE))
+    colder = Sampling(temperature=0.2, max_tokens=5)
+    assert planned(layout, asked(rows(20), sampling=colder), add=True).changes == {}
+    result = planned(layout, asked(rows(30), sampling=colder))
+    assert (result.new_samples, result.changes) == (1, {"retire": 2})
+    assert longest(layout) == [("id-x", 30), *2 * [("id-y", 7)], *2 * [("id-z", 5)]]
+    back = planned(layout, asked(rows(20), sampling=colder))
+    assert back.changes == {"retire": 1, "restore": 2}
+
+
+def test_a_row_without_max_tokens_follows_each_variant_s_own(layout: Layout) -> None:
+    rows = [prompt("x"), prompt("y", max_tokens=7)]
+    planned(layout, asked(rows, sampling=FIVE))
+    result = planned(layout, asked(rows, sampling=TEN), add=True)
+    assert (result.new_samples, result.changes) == (1, {}), "y is the same under both"
+    assert longest(layout) == [("id-x", 5), ("id-x", 10), ("id-y", 7)]
+    assert planned(layout, asked(rows, sampling=TEN, inputs=[("x", 1, 1)])).changes == {}
+    own = [prompt("x", max_tokens=10), rows[1]]
+    result = planned(layout, asked(own, sampling=TEN))
+    assert (result.new_samples, result.changes) == (0, {"retire": 1}), "under the older it was 5"
+    assert planned(layout, asked(own[:1], sampling=TEN)).changes == {"retire": 1}
+    assert longest(layout) == [("id-x", 10)]
+
+
 # Conflicts
 
 

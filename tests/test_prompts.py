@@ -303,6 +303,45 @@ def test_references_become_text(tmp_path: Path, value: Any, text: str | None) ->
     assert good(tmp_path, {"prompt": "x", "reference": value}).reference == text
 
 
+@pytest.mark.parametrize(
+    ("value", "longest"),
+    [
+        (256, 256),
+        (256.0, 256),
+        ("256", 256),
+        (" 256.0 ", 256),
+        (1, 1),
+        (2**31 - 1, 2**31 - 1),
+        (None, None),
+        ("", None),
+        (" ", None),
+    ],
+)
+def test_a_row_may_have_its_own_max_tokens(tmp_path: Path, value: Any, longest: int | None) -> None:
+    found = good(tmp_path, {"prompt": "x", "max_tokens": value})
+    assert (found.max_tokens, type(found.max_tokens)) == (longest, type(longest))
+    assert found.metadata is None
+    renamed = {"prompt": "x", "limit": value, "max_tokens": "kept"}
+    found = good(tmp_path, renamed, columns=Columns(max_tokens="limit"))
+    assert (found.max_tokens, found.metadata) == (longest, {"max_tokens": "kept"})
+
+
+def test_tables_have_max_tokens_as_they_keep_numbers(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("prompt,max_tokens\na,256\nb,\nc,256.0\n")
+    for name, column in {
+        "floats": pa.array([256.0, float("nan"), None]),  # what pandas makes of whole numbers
+        "decimals": pa.array([Decimal("256.00"), None, None]),
+        "small": pa.array([256, None, None], pa.int16()),
+    }.items():
+        pq.write_table(
+            pa.table({"prompt": ["a", "b", "c"], "max_tokens": column}),
+            tmp_path / f"{name}.parquet",
+        )
+        found = [row.max_tokens for row in prompts(tmp_path, f"{name}.parquet")]
+        assert found == [256, None, None], name
+    assert [row.max_tokens for row in prompts(tmp_path, "s.csv")] == [256, None, 256]
+
+
 def test_csv_has_lists_and_objects_as_json_text(tmp_path: Path) -> None:
     messages = '[{""role"":""user"",""content"":""hi""}]'
     (tmp_path / "s.csv").write_text(
@@ -384,6 +423,27 @@ def test_arrow_values_become_json_values(tmp_path: Path) -> None:
         ({"prompt": "x", "reference": ["y"]}, '"reference" must be text or a number, not a list'),
         ({"prompt": "x", "metadata": [1]}, '"metadata" must be an object, not a list'),
         ({"prompt": "x", "metadata": "{"}, '"metadata" is text that is not valid JSON'),
+        *(
+            (
+                {"prompt": "x", "max_tokens": value},
+                f'"max_tokens" must be a positive whole number, not {said}',
+            )
+            for value, said in [
+                (0, "0"),
+                (-5, "-5"),
+                (256.5, "256.5"),
+                ("many", "'many'"),
+                ("0", "'0'"),
+                ("[1]", "'[1]'"),
+                ("1_000", "'1_000'"),
+                (True, "true or false"),
+                ([256], "a list"),
+                ({}, "an object"),
+            ]
+        ),
+        ({"prompt": "x", "max_tokens": 2**31}, '"max_tokens" must be at most 2147483647, not 2147'),
+        ({"prompt": "x", "max_tokens": 10**100}, '"max_tokens" must be at most 2147483647, not 1'),
+        ({"prompt": "x", "max_tokens": 1e300}, "must be at most 2147483647, not 1e+300"),
         (["prompt"], "the line is a list, not an object"),
         ("prompt", "the line is text, not an object"),
         (None, "the line is null, not an object"),
@@ -795,7 +855,7 @@ _JSON = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(
     row=st.dictionaries(
-        st.sampled_from(["prompt", "messages", "system", "id", "reference", "metadata", "tools"]),
+        st.sampled_from(Columns.__struct_fields__),
         _JSON,
         min_size=1,
     )

@@ -1,9 +1,9 @@
 """Decide what becomes of samples that `--add` keeps under an older variant of their set.
 
 Their ids are no longer asked for, so they follow their prompt. A prompt is known again by its
-messages and tools where the older variant renders rows as the asked one does (only sampling,
-teacher or response format differ), and by its `prompt_id` where template, system message, tools or
-columns differ.
+messages, tools and `max_tokens` (its own, or else the older variant's) where the older variant
+renders rows as the asked one does (only sampling, teacher or response format differ), and by its
+`prompt_id` where template, system message, tools or columns differ.
 
 - The prompt occurs in its set: the sample stays. Retired before, it is restored, unless it was
   retired while its own variant was the one asked: then the row was edited, or n lowered.
@@ -30,11 +30,12 @@ from corpusgen.plan.requests import SetRequest
 from corpusgen.plan.rows import digest64, stored_message, text
 from corpusgen.plan.segments import Plan, Run
 from corpusgen.plan.spill import Buckets, Marks, Rows
-from corpusgen.types import Prompt
+from corpusgen.types import Prompt, Sampling
 
 _ASKED = 0
 _HELD = 1
 _FOLLOWER = 2
+_COLUMNS = ["sample_id", "prompt_id", "messages", "tools", "sampling", "reference", "metadata"]
 
 
 class Fate(msgspec.Struct, frozen=True, array_like=True):
@@ -67,7 +68,9 @@ class Followers:
         self._asked = {request.name: request.variant for request in requests}
         self._keys = {key: value for p in existing.plannings for key, value in p.variants.items()}
         self._keys |= {request.variant: request.keys for request in requests}
-        self._sets = {run.prompt_set for run in existing.runs if self.follow(run)}
+        self._variants: dict[str, set[str]] = {}
+        for run in filter(self.follow, existing.runs):
+            self._variants.setdefault(run.prompt_set, set()).add(run.variant)
         self._prompts = Buckets(directory / "prompts")
         self._samples = Rows(directory / "samples")
         self._count = 0
@@ -84,16 +87,20 @@ class Followers:
 
     def ask(self, prompt_set: str, prompt: Prompt) -> None:
         """Note that a prompt occurs in its set."""
-        if prompt_set in self._sets:
-            messages = [stored_message(message) for message in prompt.messages]
-            content = _content_key(prompt_set, messages, text(prompt.tools))
+        variants = self._variants.get(prompt_set)
+        if variants is None:
+            return
+        messages = [stored_message(message) for message in prompt.messages]
+        for variant in variants:
+            longest = prompt.max_tokens or self._keys[variant].get("sampling.max_tokens")
+            content = _content_key(prompt_set, variant, messages, text(prompt.tools), longest)
             self._prompts.add(content, _ASKED, 0)
-            self._prompts.add(_id_key(prompt_set, prompt.prompt_id), _ASKED, 0)
+        self._prompts.add(_id_key(prompt_set, prompt.prompt_id), _ASKED, 0)
 
     def hold(self, partition: int) -> None:
         """Note the prompts that a partition of an asked variant holds."""
         prompt_set = self._existing.run_of(partition).prompt_set
-        if prompt_set in self._sets:
+        if prompt_set in self._variants:
             for prompt_id in self._existing.read(partition, ["prompt_id"])["prompt_id"].to_pylist():
                 self._prompts.add(_id_key(prompt_set, prompt_id), _HELD, 0)
 
@@ -101,11 +108,11 @@ class Followers:
         """Take a partition of an older variant; `retirements` are plannings by sample id."""
         run = self._existing.run_of(partition)
         alike = self._rendering(run.variant) == self._rendering(self._asked[run.prompt_set])
-        columns = ["sample_id", "prompt_id", "messages", "tools", "reference", "metadata"]
-        for row in self._existing.read(partition, columns).to_pylist():
+        for row in self._existing.read(partition, _COLUMNS).to_pylist():
             by_content = alike or row["messages"] is None  # a bad row that was mended leaves
             if by_content:
-                key = _content_key(run.prompt_set, row["messages"] or [], row["tools"])
+                messages, longest = row["messages"] or [], _longest(row["sampling"])
+                key = _content_key(run.prompt_set, run.variant, messages, row["tools"], longest)
             else:
                 key = _id_key(run.prompt_set, row["prompt_id"])
             self._prompts.add(key, _FOLLOWER, self._count)
@@ -148,9 +155,15 @@ class Followers:
         }
 
 
-def _content_key(prompt_set: str, messages: list[Any], tools: str | None) -> str:
+def _content_key(
+    prompt_set: str, variant: str, messages: list[Any], tools: str | None, longest: int | None
+) -> str:
     said = [{k: v for k, v in message.items() if v is not None} for message in messages]
-    return identity.digest(["content", prompt_set, said, tools])
+    return identity.digest(["content", prompt_set, variant, said, tools, longest])
+
+
+def _longest(sampling: str) -> int | None:
+    return msgspec.json.decode(sampling, type=Sampling).max_tokens
 
 
 def _id_key(prompt_set: str, prompt_id: str) -> str:

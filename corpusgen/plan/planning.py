@@ -30,7 +30,7 @@ from corpusgen.layout import Layout
 from corpusgen.plan.following import Followers
 from corpusgen.plan.requests import SetRequest as SetRequest
 from corpusgen.plan.requests import check_conflicts, request_digest
-from corpusgen.plan.rows import digest64, extra_digest, extras, plan_row
+from corpusgen.plan.rows import digest64, extra_digest, extras, plan_row, sampling_of
 from corpusgen.plan.segments import Plan, Planning, Run, SetCounts
 from corpusgen.plan.spill import Buckets, Marks, Rows
 from corpusgen.plan.writers import ChangesWriter, SampleWriter
@@ -278,7 +278,7 @@ def _sample_ids(request: SetRequest, prompt: Prompt) -> list[str]:
     content = identity.sample_content(
         teacher=request.teacher_identity,
         messages=prompt.messages,
-        sampling=request.sampling,
+        sampling=sampling_of(request, prompt.max_tokens),
         tools=prompt.tools,
         response_format=request.response_format,
     )

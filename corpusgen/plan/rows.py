@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import msgspec
+
 from corpusgen import identity
 from corpusgen.plan.requests import SetRequest
-from corpusgen.types import BadPrompt, Message, Prompt
+from corpusgen.types import BadPrompt, Message, Prompt, Sampling
 
 
 def text(value: Any) -> str | None:
@@ -40,6 +42,13 @@ def digest64(reference: str | None, metadata: str | None) -> int:
     return int.from_bytes(hashed, "little")
 
 
+def sampling_of(request: SetRequest, max_tokens: int | None) -> Sampling:
+    """Return how a prompt's answers are drawn: as its set says, but for its own `max_tokens`."""
+    if max_tokens is None:
+        return request.sampling
+    return msgspec.structs.replace(request.sampling, max_tokens=max_tokens)
+
+
 def plan_row(request: SetRequest, prompt: dict[str, Any], sample: str, draw: int) -> dict[str, Any]:
     """Return the row of one draw, without its partition."""
     problem = prompt.get("problem")
@@ -53,7 +62,7 @@ def plan_row(request: SetRequest, prompt: dict[str, Any], sample: str, draw: int
         "messages": None if problem else [stored_message(each) for each in prompt["messages"]],
         "tools": text(prompt.get("tools")),
         "response_format": text(request.response_format),
-        "sampling": identity.canonical(request.sampling).decode(),
+        "sampling": identity.canonical(sampling_of(request, prompt.get("max_tokens"))).decode(),
         "reference": reference,
         "metadata": metadata,
         "row": prompt["row"],

@@ -19,6 +19,7 @@ from corpusgen.types import BadPrompt, Message, Prompt
 
 _ROLES = ("user", "assistant", "system", "developer", "tool")
 _SYSTEM_ROLES = ("system", "developer")
+_MOST_TOKENS = 2**31 - 1  # what the files of a corpus count tokens with
 _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 _decode = msgspec.json.Decoder().decode
@@ -64,10 +65,11 @@ class Renderer:
         tools = self._tools
         if values.get(columns.tools) is not None:
             tools = _tools(values[columns.tools], columns.tools)
+        max_tokens = _max_tokens(values.get(columns.max_tokens), columns.max_tokens)
         _check_numbers(messages, tools)
         prompt_id = own_id or _digest(_encoded(messages))
         _encoded((prompt_id, reference, tools, metadata, messages if own_id else None))
-        return Prompt(prompt_id, messages, row.where, tools, reference, metadata)
+        return Prompt(prompt_id, messages, row.where, tools, reference, metadata, max_tokens)
 
     def _conversation(self, row: Row, values: dict[str, Any]) -> list[Message]:
         messages = self._turns(row, values)
@@ -217,6 +219,35 @@ def _reference(value: Any, column: str) -> str | None:
     if type(value) in (int, float):
         return str(value)
     raise RowError(f'"{column}" must be text or a number, not {kind(value)}')
+
+
+def _max_tokens(value: Any, column: str) -> int | None:
+    """Return a row's longest answer; null where it has none of its own.
+
+    An integral float is taken: tables make one of a whole number that stands beside nulls.
+    """
+    if value is None or (type(value) is str and not value.strip()):
+        return None
+    number = _number(value) if type(value) is str else value
+    if type(number) is float and number.is_integer():
+        number = int(number)
+    if type(number) is not int or number < 1:
+        raise RowError(f'"{column}" must be a positive whole number, not {_shown(value)}')
+    if number > _MOST_TOKENS:
+        raise RowError(f'"{column}" must be at most {_MOST_TOKENS}, not {_shown(value)}')
+    return number
+
+
+def _number(text: str) -> Any:
+    """Return what text says as JSON; null where it says nothing."""
+    try:
+        return _decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:40] if type(value) in (str, int, float) else kind(value)
 
 
 def _encoded(value: Any) -> bytes:
