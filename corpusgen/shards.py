@@ -7,7 +7,7 @@ stream and leave in row groups of about `ROW_GROUP_BYTES`; only one group is in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,13 @@ import pyarrow.parquet as pq
 from corpusgen import schema
 from corpusgen.attempts import token_count
 from corpusgen.files import written_aside
-from corpusgen.types import Attempt, Failure, Generation, Int32s, TokenTrace
+from corpusgen.types import Attempt, ByteStrings, Failure, Generation, Int32s, TokenTrace
 from corpusgen.unicode import storable
 
 ROW_GROUP_BYTES = 64 << 20
 ALIGNMENT = "row i is P(completion[i] | prompt, completion[<i])"
+_Entries = npt.NDArray[Any] | ByteStrings
+
 _FROM_PLAN = (
     "prompt_set",
     "prompt_id",
@@ -203,7 +205,8 @@ def _size(generation: Generation) -> int:
     if trace is not None:
         arrays = (trace.ids, trace.sampled_logprob, trace.topk_ids, trace.topk_logprobs)
         size += sum(array.nbytes for array in arrays if array is not None)
-        size += 40 * (len(trace.token_bytes or ()) + len(trace.topk_bytes or ()))
+        strings = (trace.token_bytes, trace.topk_bytes)
+        size += sum(len(s.data) + s.lengths.nbytes for s in strings if s is not None)
     return size
 
 
@@ -257,15 +260,16 @@ def _token_columns(traces: list[TokenTrace], precision: str) -> dict[str, pa.Arr
         "sampled_rank": _lists(
             [trace.sampled_rank for trace in traces], null=lambda ranks: ranks == 0
         ),
-        "topk_ids": _ragged(traces, [trace.topk_ids for trace in traces], pa.int32()),
-        "topk_bytes": _ragged(traces, [trace.topk_bytes for trace in traces], pa.binary()),
+        "topk_ids": _ragged(
+            traces,
+            [trace.topk_ids for trace in traces],
+            lambda rows: pa.array(_joined(rows, np.int32)),
+        ),
+        "topk_bytes": _ragged(traces, [trace.topk_bytes for trace in traces], _strings),
         "topk_logprobs": _ragged(
             traces,
-            [
-                None if trace.topk_logprobs is None else _rounded(trace.topk_logprobs, precision)
-                for trace in traces
-            ],
-            pa.float32(),
+            [trace.topk_logprobs for trace in traces],
+            lambda rows: pa.array(_rounded(_joined(rows, np.float32), precision)),
         ),
     }
 
@@ -282,8 +286,8 @@ def _rounded(values: npt.NDArray[np.float32], precision: str) -> npt.NDArray[np.
         return values.astype(np.float16).astype(np.float32)
 
 
-def _offsets(counts: Iterable[int]) -> Int32s:
-    lengths = np.fromiter(counts, dtype=np.int64)
+def _offsets(counts: Iterable[int] | Int32s) -> Int32s:
+    lengths = counts if isinstance(counts, np.ndarray) else np.fromiter(counts, dtype=np.int64)
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets.astype(np.int32)
@@ -306,33 +310,45 @@ def _lists(
     )
 
 
-def _byte_lists(rows: Sequence[list[bytes] | None]) -> pa.Array:
-    return pa.array(rows, type=pa.list_(pa.binary()))
+def _byte_lists(rows: Sequence[ByteStrings | None]) -> pa.Array:
+    return pa.ListArray.from_arrays(
+        pa.array(_offsets(0 if row is None else len(row) for row in rows)),
+        _strings([row for row in rows if row is not None]),
+        mask=pa.array([row is None for row in rows]),
+    )
 
 
-def _ragged(traces: list[TokenTrace], rows: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Return a list array of lists: for each token its alternatives, null where there are none."""
+def _strings(rows: Sequence[ByteStrings]) -> pa.Array:
+    """Return all strings of all rows as one binary array, buffer by buffer."""
+    offsets = _offsets(_joined([row.lengths for row in rows], np.int32))
+    data = pa.py_buffer(b"".join([row.data for row in rows]))
+    buffers = [None, pa.py_buffer(offsets), data]
+    return pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers)
+
+
+def _ragged(
+    traces: list[TokenTrace], rows: Sequence[_Entries | None], values: Callable[[list[Any]], Any]
+) -> pa.Array:
+    """Return a list array of lists: for each token its alternatives, null where there are none.
+
+    `values` makes one flat array of the rows that are there.
+    """
     given = [
-        (trace.topk_counts, row)
+        None if row is None or trace.topk_counts is None else (trace.topk_counts, row)
         for trace, row in zip(traces, rows, strict=True)
-        if trace.topk_counts is not None and row is not None
     ]
-    counts = _joined([counts for counts, _ in given], np.int32)
-    if pa.types.is_binary(kind):
-        values = pa.array([entry for _, row in given for entry in row], type=kind)
-    else:
-        values = pa.array(_joined([row for _, row in given], kind.to_pandas_dtype()))
+    present = [each for each in given if each is not None]
+    counts = _joined([counts for counts, _ in present], np.int32)
     inner = pa.ListArray.from_arrays(
-        pa.array(_offsets(np.maximum(counts, 0))), values, mask=pa.array(counts < 0)
+        pa.array(_offsets(np.maximum(counts, 0))),
+        values([row for _, row in present]),
+        mask=pa.array(counts < 0),
     )
-    absent = [
-        trace.topk_counts is None or row is None for trace, row in zip(traces, rows, strict=True)
-    ]
-    lengths = (
-        0 if missing or trace.topk_counts is None else len(trace.topk_counts)
-        for trace, missing in zip(traces, absent, strict=True)
+    return pa.ListArray.from_arrays(
+        pa.array(_offsets(0 if each is None else len(each[0]) for each in given)),
+        inner,
+        mask=pa.array([each is None for each in given]),
     )
-    return pa.ListArray.from_arrays(pa.array(_offsets(lengths)), inner, mask=pa.array(absent))
 
 
 def _json(value: Any) -> str | None:

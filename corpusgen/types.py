@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import msgspec
@@ -42,6 +43,8 @@ class Prompt(msgspec.Struct, frozen=True):
     tools: list[dict[str, Any]] | None = None
     reference: str | None = None
     metadata: dict[str, Any] | None = None
+    max_tokens: int | None = None
+    """Its own `Sampling.max_tokens`, instead of the set's."""
 
 
 class BadPrompt(msgspec.Struct, frozen=True):
@@ -95,6 +98,18 @@ class Request(msgspec.Struct, frozen=True):
     """Whether to return the prompt's token ids, where the teacher can."""
 
 
+class RateHint(msgspec.Struct, frozen=True):
+    """What an endpoint's headers say of its limits; null where they do not."""
+
+    requests_limit: int | None = None
+    requests_remaining: int | None = None
+    requests_reset_s: float | None = None
+    """Until the limit is full again."""
+    tokens_limit: int | None = None
+    tokens_remaining: int | None = None
+    tokens_reset_s: float | None = None
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts as the teacher reports them; null where it does not."""
 
@@ -102,6 +117,36 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int | None = None
     reasoning_tokens: int | None = None
     cached_tokens: int | None = None
+
+
+class ByteStrings(msgspec.Struct, frozen=True, eq=False):
+    """A list of byte strings in one buffer, so that thousands cost no Python object each.
+
+    Raises ValueError where the lengths are not the data's. Iterate for the strings themselves.
+    """
+
+    data: bytes
+    """All strings, one after the other."""
+    lengths: Int32s
+    """[N] bytes of each."""
+
+    def __post_init__(self) -> None:
+        if self.lengths.sum(dtype=np.int64) != len(self.data) or (self.lengths < 0).any():
+            raise ValueError("the lengths of byte strings are not those of their data")
+
+    @classmethod
+    def of(cls, strings: Collection[bytes]) -> ByteStrings:
+        """Join strings."""
+        return cls(b"".join(strings), np.fromiter(map(len, strings), np.int32, len(strings)))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[bytes]:
+        start = 0
+        for length in self.lengths.tolist():
+            yield self.data[start : start + length]
+            start += length
 
 
 class TokenTrace(msgspec.Struct, frozen=True):
@@ -115,7 +160,7 @@ class TokenTrace(msgspec.Struct, frozen=True):
 
     ids: Int32s | None = None
     """[T] token ids; null where the teacher gives none."""
-    token_bytes: list[bytes] | None = None
+    token_bytes: ByteStrings | None = None
     """[T] the tokens' bytes; kept where there are no ids."""
     sampled_logprob: Float32s | None = None
     """[T] NaN where unknown."""
@@ -125,7 +170,7 @@ class TokenTrace(msgspec.Struct, frozen=True):
     """[T] entries at each position; -1 where the teacher gave no distribution."""
     topk_ids: Int32s | None = None
     """[sum of counts]"""
-    topk_bytes: list[bytes] | None = None
+    topk_bytes: ByteStrings | None = None
     """[sum of counts] kept where there are no ids."""
     topk_logprobs: Float32s | None = None
     """[sum of counts]"""
@@ -155,6 +200,8 @@ class Reply(msgspec.Struct, frozen=True):
     """The model as the server names it (`model`, `system_fingerprint`), where it does."""
     request_id: str | None = None
     http_status: int | None = None
+    rate: RateHint | None = None
+    """What the answer's headers say of the endpoint's limits."""
 
 
 class Generation(msgspec.Struct, frozen=True):

@@ -31,7 +31,16 @@ from corpusgen.journal import (
     renew,
     take,
 )
-from corpusgen.types import Answer, Attempt, Failure, Generation, Intent, TokenTrace, Usage
+from corpusgen.types import (
+    Answer,
+    Attempt,
+    ByteStrings,
+    Failure,
+    Generation,
+    Intent,
+    TokenTrace,
+    Usage,
+)
 
 CORPUS = "c" * 32
 OPENED = Opened(CORPUS, 12, 3)
@@ -47,12 +56,12 @@ def f32(*values: float) -> Any:
 
 FULL_TRACE = TokenTrace(
     ids=i32(1, 2, 2**31 - 1),
-    token_bytes=[b"a", b"\xff\x00", b""],
+    token_bytes=ByteStrings.of([b"a", b"\xff\x00", b""]),
     sampled_logprob=f32(-0.5, np.nan, -1e-30),
     sampled_rank=i32(1, 0, 20),
     topk_counts=i32(2, -1, 0),
     topk_ids=i32(1, 7),
-    topk_bytes=[b"\xf0\x9f", b"x"],
+    topk_bytes=ByteStrings.of([b"\xf0\x9f", b"x"]),
     topk_logprobs=f32(-0.25, -np.inf),
 )
 EMPTY_TRACE = TokenTrace(ids=i32(), topk_counts=i32(), topk_ids=i32(), topk_logprobs=f32())
@@ -289,7 +298,9 @@ def test_records_that_are_damaged_side_by_side_are_one_stretch(path: Path) -> No
 
 def test_a_record_inside_an_answer_is_not_found_while_the_length_is_whole(path: Path) -> None:
     """A teacher's bytes may look like a record of ours."""
-    forged = TokenTrace(token_bytes=[record_bytes(msgspec.msgpack.encode(plain_failure("s9")))])
+    forged = TokenTrace(
+        token_bytes=ByteStrings.of([record_bytes(msgspec.msgpack.encode(plain_failure("s9")))])
+    )
     hiding = Ended(attempt(1, "s1"), [generation("s1", Answer("", "stop", trace=forged))])
     places = write(path, [OPENED, hiding, ended(2)])
     flip(path, places[0][0] + 20)
@@ -516,6 +527,19 @@ def test_a_forged_array_ends_the_journal(path: Path, array: Any) -> None:
     size = path.stat().st_size
     record = plain_record(generation("s9"))
     record["generations"][0]["prompt_token_ids"] = array
+    with path.open("ab") as file:
+        file.write(record_bytes(msgspec.msgpack.encode(record)))
+    assert read_contents(path, OPENED).size == size
+
+
+@pytest.mark.parametrize("lengths", [[1, 1], [4, -1], [2**31 - 1] * 4])
+def test_forged_byte_strings_end_the_journal(path: Path, lengths: list[int]) -> None:
+    """Their lengths become offsets into memory."""
+    write(path, RECORDS)
+    size = path.stat().st_size
+    record = plain_record(generation("s9"))
+    forged = {"data": b"abc", "lengths": i32(*lengths).tobytes() + b"i"}
+    record["generations"][0]["answer"]["trace"] = {"token_bytes": forged}
     with path.open("ab") as file:
         file.write(record_bytes(msgspec.msgpack.encode(record)))
     assert read_contents(path, OPENED).size == size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from corpusgen import errors
 from corpusgen.teachers.openai_errors import Origin, retry_after_s
 from corpusgen.teachers.openai_wire import decode_reply
-from corpusgen.types import Answer, Reply, Request, Sampling, TokenTrace
+from corpusgen.types import Answer, ByteStrings, Reply, Request, Sampling, TokenTrace
 
 
 def reply_to(body: Any, *, draws: int = 1, k: int = 3, prompt_ids: bool = False) -> Reply:
@@ -62,6 +63,11 @@ def trace_of(*entries: Any, k: int = 3, **keys: Any) -> TokenTrace:
     return trace
 
 
+def strings(found: ByteStrings | None) -> list[bytes]:
+    assert found is not None
+    return list(found)
+
+
 def numbers(array: Any) -> list[Any]:
     return [None if math.isnan(v) else round(v, 3) for v in array.tolist()]
 
@@ -75,11 +81,11 @@ def test_candidates_are_sorted_cut_and_ranked() -> None:
     )
     assert trace.topk_counts is not None
     assert trace.topk_counts.tolist() == [2, 2, -1]
-    assert trace.topk_bytes == [b"c", b"b", b"a", b"c"]
+    assert strings(trace.topk_bytes) == [b"c", b"b", b"a", b"c"]
     assert numbers(trace.topk_logprobs) == [-0.5, -1.0, -0.1, -2.0]
     assert numbers(trace.sampled_rank) == [0, 0, 0]
     assert numbers(trace.sampled_logprob) == [-2.0, -9.0, -1.0]
-    assert trace.token_bytes == [b"a", b"b", b"c"]
+    assert strings(trace.token_bytes) == [b"a", b"b", b"c"]
     assert (trace.ids, trace.topk_ids) == (None, None)
 
 
@@ -98,7 +104,7 @@ def test_a_sentinel_is_not_a_probability() -> None:
     assert numbers(trace.sampled_logprob) == [0.0, None, None]
     assert trace.topk_counts is not None
     assert trace.topk_counts.tolist() == [1, 1, -1]
-    assert trace.topk_bytes == [b"a", b"a"]
+    assert strings(trace.topk_bytes) == [b"a", b"a"]
     assert numbers(trace.sampled_rank) == [1, 0, 0]
 
 
@@ -109,7 +115,7 @@ def test_a_prepended_token_is_not_taken_for_the_last_of_the_top_k() -> None:
     )
     assert trace.topk_counts is not None
     assert trace.topk_counts.tolist() == [2, 3]
-    assert trace.topk_bytes == [b"a", b"b", b"a", b"b", b"c"]
+    assert strings(trace.topk_bytes) == [b"a", b"b", b"a", b"b", b"c"]
     assert numbers(trace.sampled_rank) == [0, 2]
 
 
@@ -128,7 +134,7 @@ def test_bytes_win_over_text() -> None:
     ]
     trace = only(reply_to(body_of(choice("🙂", halves)))).trace
     assert trace is not None
-    assert trace.token_bytes == ["🙂".encode()[:2], "🙂".encode()[2:]]
+    assert strings(trace.token_bytes) == ["🙂".encode()[:2], "🙂".encode()[2:]]
     assert trace.topk_counts is None
 
 
@@ -185,6 +191,45 @@ def test_without_a_count_the_entries_must_spell_the_text() -> None:
     assert only(reply_to(body_of(choice("ab", [entry("a", -1.0)])))).trace is None
     cut = [entry("a", -1.0), entry("b", -1.0), entry("STOP", -1.0)]
     assert only(reply_to(body_of(choice("ab", cut)))).trace is not None
+
+
+def spelt(token: str, value: float, *top: tuple[str, float]) -> dict[str, Any]:
+    """Return an entry in which each token's bytes stand beside its text, as OpenAI writes it."""
+    made = entry(token, value, *top)
+    for each in (made, *made["top_logprobs"]):
+        each["bytes"] = list(each["token"].encode())
+    return made  # type: ignore[no-any-return]
+
+
+def test_the_order_of_candidates_does_not_matter() -> None:
+    """The sorted ones take a short cut."""
+    rng = random.Random(1)
+    words = [f" w{i}é" for i in range(50)]
+    ordered, shuffled = [], []
+    for _ in range(40):
+        top = [(word, -0.5 - place) for place, word in enumerate(rng.sample(words, 6))]
+        token, value = rng.choice([*top[:5], ("outside", -20.0)])
+        ordered.append(spelt(token, value, *top))
+        shuffled.append(spelt(token, value, *rng.sample(top, 6)))
+    one, other = trace_of(*ordered, k=6), trace_of(*shuffled, k=6)
+    for name in TokenTrace.__struct_fields__:
+        first, second = getattr(one, name), getattr(other, name)
+        assert (first is None) == (second is None), name
+        if first is not None:
+            assert list(first) == list(second), name
+    assert set(numbers(one.sampled_rank)) == {0, 1, 2, 3, 4, 5}
+    cut = trace_of(*ordered, k=2)
+    assert numbers(cut.topk_logprobs) == [-0.5, -1.5] * 40
+    assert set(numbers(cut.sampled_rank)) == {0, 1, 2}
+
+
+def test_equal_logprobs_do_not_make_a_token_the_sampled_one() -> None:
+    trace = trace_of(
+        entry("b", -1.0, ("a", -1.0), ("b", -1.0)),
+        entry("z", -1.0, ("a", -1.0), ("b", -2.0)),
+        entry("b", -1.5, ("a", -1.5), ("b", -1.5004)),
+    )
+    assert numbers(trace.sampled_rank) == [2, 0, 2]
 
 
 def test_without_a_wish_for_candidates_only_the_sampled_are_kept() -> None:
@@ -360,7 +405,7 @@ def test_any_order_of_candidates_gives_a_whole_trace(rows: Any, k: int) -> None:
         known = [(t, v) for t, v in top if v != -9999.0]
         count = max(0, int(trace.topk_counts[i]))
         values = trace.topk_logprobs[start : start + count]
-        names = trace.topk_bytes[start : start + count]
+        names = strings(trace.topk_bytes)[start : start + count]
         best = sorted((v for _, v in known), reverse=True)
         np.testing.assert_allclose(values, np.array(best[:count], np.float32))
         assert {n.decode() for n in names} <= {t for t, _ in known}

@@ -24,7 +24,7 @@ from corpusgen.shards import (
     write_failures,
     write_generations,
 )
-from corpusgen.types import Answer, Attempt, Failure, Generation, TokenTrace, Usage
+from corpusgen.types import Answer, Attempt, ByteStrings, Failure, Generation, TokenTrace, Usage
 
 CORPUS = "c" * 32
 TOKENS = TokenFormat(2, "float32", "raw")
@@ -107,12 +107,12 @@ FULL = generation(
     model_revision="m@fp",
     trace=TokenTrace(
         ids=i32(1, 2, 2**31 - 1),
-        token_bytes=[b"a", b"\xff\x00", b""],
+        token_bytes=ByteStrings.of([b"a", b"\xff\x00", b""]),
         sampled_logprob=f32(-0.5, np.nan, -7.0),
         sampled_rank=i32(1, 0, 20),
         topk_counts=i32(2, -1, 0),
         topk_ids=i32(1, 7),
-        topk_bytes=[b"\xf0\x9f", b"x"],
+        topk_bytes=ByteStrings.of([b"\xf0\x9f", b"x"]),
         topk_logprobs=f32(-0.5, -1.5),
     ),
 )
@@ -194,12 +194,12 @@ def test_what_the_teacher_does_not_give_is_null(tmp_path: Path) -> None:
 def test_an_answer_without_tokens_has_empty_lists_not_nulls(tmp_path: Path) -> None:
     trace = TokenTrace(
         ids=i32(),
-        token_bytes=[],
+        token_bytes=ByteStrings.of([]),
         sampled_logprob=f32(),
         sampled_rank=i32(),
         topk_counts=i32(),
         topk_ids=i32(),
-        topk_bytes=[],
+        topk_bytes=ByteStrings.of([]),
         topk_logprobs=f32(),
     )
     found = row(tmp_path, generation("a" * 32, "", trace=trace))
@@ -210,10 +210,10 @@ def test_an_answer_without_tokens_has_empty_lists_not_nulls(tmp_path: Path) -> N
 
 def test_tokens_given_as_strings_only(tmp_path: Path) -> None:
     trace = TokenTrace(
-        token_bytes=[b"Hel", b"lo"],
+        token_bytes=ByteStrings.of([b"Hel", b"lo"]),
         sampled_logprob=f32(-0.1, -0.2),
         topk_counts=i32(1, 2),
-        topk_bytes=[b"Hel", b"lo", b"\xc3"],
+        topk_bytes=ByteStrings.of([b"Hel", b"lo", b"\xc3"]),
         topk_logprobs=f32(-0.1, -0.2, -3.0),
     )
     found = row(tmp_path, generation("a" * 32, trace=trace))
@@ -410,7 +410,7 @@ def test_ragged_distributions_come_back(
             trace = TokenTrace(
                 topk_counts=i32(*(-1 if e is None else len(e) for e in positions)),
                 topk_ids=i32(*flat),
-                topk_bytes=[str(token).encode() for token in flat],
+                topk_bytes=ByteStrings.of([str(token).encode() for token in flat]),
                 topk_logprobs=np.array(flat, np.float32),
             )
         generations.append(generation(f"{index:032x}", trace=trace))

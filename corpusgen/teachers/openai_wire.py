@@ -26,7 +26,9 @@ class _Part(msgspec.Struct):
     thinking: list[_Part] = []
 
 
-class _Message(msgspec.Struct):
+class ChatMessage(msgspec.Struct):
+    """What a choice says."""
+
     content: str | list[_Part] | None = None
     refusal: str | None = None
     reasoning_content: Any = None
@@ -34,15 +36,19 @@ class _Message(msgspec.Struct):
     tool_calls: list[dict[str, Any]] | None = None
 
 
-class _Logprobs(msgspec.Struct):
+class Logprobs(msgspec.Struct):
+    """The entries of a choice's tokens."""
+
     content: list[Entry] | None = None
     refusal: list[Entry] | None = None
 
 
-class _Choice(msgspec.Struct):
+class Choice(msgspec.Struct):
+    """One draw's answer, as it came."""
+
     index: int = 0
-    message: _Message | None = None
-    logprobs: _Logprobs | None = None
+    message: ChatMessage | None = None
+    logprobs: Logprobs | None = None
     finish_reason: str | None = None
     token_ids: list[int] | None = None
     error: Any = None
@@ -57,18 +63,24 @@ class _CompletionDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class WireUsage(msgspec.Struct):
+    """The bill, in every provider's words."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
     prompt_cache_hit_tokens: int | None = None
     """DeepSeek's word for cached tokens."""
+    reasoning_tokens: int | None = None
+    """SGLang's place for them."""
 
 
-class _Completion(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+class Completion(msgspec.Struct):
+    """A body, as far as it is kept."""
+
+    choices: list[Choice] | None = None
+    usage: WireUsage | None = None
     model: str | None = None
     system_fingerprint: str | None = None
     prompt_token_ids: list[int] | None = None
@@ -76,10 +88,10 @@ class _Completion(msgspec.Struct):
 
 
 class _UsageOnly(msgspec.Struct):
-    usage: _Usage | None = None
+    usage: WireUsage | None = None
 
 
-_COMPLETION = msgspec.json.Decoder(_Completion)
+_COMPLETION = msgspec.json.Decoder(Completion)
 _USAGE_ONLY = msgspec.json.Decoder(_UsageOnly)
 
 
@@ -93,25 +105,38 @@ def decode_reply(
     or the body breaks the protocol, and the error that a body holds in place of its choices.
     """
     completion = _decoded(body, origin, status, headers)
+    return reply_of(completion, body, request, origin, status, headers)
+
+
+def reply_of(
+    completion: Completion,
+    body: bytes,
+    request: Request,
+    origin: Origin,
+    status: int,
+    headers: Mapping[str, str],
+) -> Reply:
+    """Make the reply of a decoded body, as `decode_reply` promises it."""
     choices = completion.choices or []
     error = next(filter(None, (completion.error, *(c.error for c in choices))), None)
     choices = [choice for choice in choices if choice.message is not None and not choice.error]
     if not choices and error is not None:
         raise from_answer(origin, status, headers, error)
     if not choices:
-        raise _torn(origin, "the answer holds no choice", body, status, headers)
+        raise torn(origin, "the answer holds no choice", body, status, headers)
     choices = sorted(choices, key=lambda choice: choice.index)[: request.draws]
+    usage = _usage(completion.usage)
     try:
-        answers = _answers(choices, completion.usage, request.top_logprobs)
+        answers = _answers(choices, usage, request.top_logprobs)
         prompt_ids = completion.prompt_token_ids if request.prompt_token_ids else None
         prompt = np.array(prompt_ids, np.int32) if prompt_ids is not None else None
     except (ValueError, OverflowError):
-        raise _torn(
+        raise torn(
             origin, "the answer holds tokens that are out of range", body, status, headers
         ) from None
     return Reply(
         answers=answers,
-        usage=_usage(completion.usage),
+        usage=usage,
         prompt_token_ids=prompt,
         model_revision=_revision(completion),
         request_id=request_id(headers),
@@ -119,15 +144,15 @@ def decode_reply(
     )
 
 
-def _decoded(body: bytes, origin: Origin, status: int, headers: Mapping[str, str]) -> _Completion:
+def _decoded(body: bytes, origin: Origin, status: int, headers: Mapping[str, str]) -> Completion:
     try:
         return _COMPLETION.decode(body)
     except (ValueError, RecursionError) as error:
         what = "the answer is not a chat completion"
-        raise _torn(origin, what, body, status, headers, str(error)) from None
+        raise torn(origin, what, body, status, headers, str(error)) from None
 
 
-def _torn(
+def torn(
     origin: Origin,
     what: str,
     body: bytes,
@@ -149,21 +174,22 @@ def _torn(
     )
 
 
-def _answers(choices: Sequence[_Choice], usage: _Usage | None, top_logprobs: int) -> list[Answer]:
+def _answers(choices: Sequence[Choice], usage: Usage, top_logprobs: int) -> list[Answer]:
     entries = [_entries(choice) for choice in choices]
     counted = _all_there(entries, usage)
-    reported = _usage(usage) if len(choices) == 1 else Usage()
+    alone = len(choices) == 1
+    reported = usage if alone else Usage()
     answers = []
     for choice, own in zip(choices, entries, strict=True):
         text = _text(choice)
         trace = None
-        if choice.token_ids is not None or _aligned(own, text, counted, len(choices) == 1):
+        if choice.token_ids is not None or (own and _aligned(own, text, counted, alone)):
             trace = token_trace(own, choice.token_ids, top_logprobs)
         answers.append(_answer(choice, text, trace, reported))
     return answers
 
 
-def _answer(choice: _Choice, text: str, trace: TokenTrace | None, reported: Usage) -> Answer:
+def _answer(choice: Choice, text: str, trace: TokenTrace | None, reported: Usage) -> Answer:
     message = choice.message
     assert message is not None
     tokens = _length(trace)
@@ -178,7 +204,7 @@ def _answer(choice: _Choice, text: str, trace: TokenTrace | None, reported: Usag
     )
 
 
-def _entries(choice: _Choice) -> list[Entry]:
+def _entries(choice: Choice) -> list[Entry]:
     if choice.logprobs is None:
         return []
     return choice.logprobs.content or choice.logprobs.refusal or []
@@ -191,26 +217,24 @@ def _aligned(entries: Sequence[Entry], text: str, counted: bool | None, alone: b
     and with several draws counts the tokens of one. Elsewhere the count is trusted; where it says
     too few, as with hidden reasoning, the entries must spell the text.
     """
-    spells = text.encode() in spelled(entries)
     has_ids = any(entry.id is not None for entry in entries)
-    if counted is None or (has_ids and not alone):
-        return spells
-    return counted or (spells and not has_ids)
+    if counted is not None and not (has_ids and not alone) and (counted or has_ids):
+        return counted
+    return text.encode() in spelled(entries)
 
 
-def _all_there(entries: Sequence[Sequence[Entry]], usage: _Usage | None) -> bool | None:
+def _all_there(entries: Sequence[Sequence[Entry]], usage: Usage) -> bool | None:
     """Tell from the usage whether every answer token has its entry; null where there is none.
 
     A stop token may be counted without having an entry.
     """
-    counted = _usage(usage)
-    if counted.completion_tokens is None:
+    if usage.completion_tokens is None:
         return None
-    visible = counted.completion_tokens - (counted.reasoning_tokens or 0)
+    visible = usage.completion_tokens - (usage.reasoning_tokens or 0)
     return sum(map(len, entries)) >= visible - len(entries)
 
 
-def _text(choice: _Choice) -> str:
+def _text(choice: Choice) -> str:
     message = choice.message
     assert message is not None
     content = message.content
@@ -219,7 +243,7 @@ def _text(choice: _Choice) -> str:
     return content or message.refusal or ""
 
 
-def _reasoning(message: _Message) -> str | None:
+def _reasoning(message: ChatMessage) -> str | None:
     for found in (message.reasoning_content, message.reasoning):
         if isinstance(found, str) and found:
             return found
@@ -238,7 +262,7 @@ def _length(trace: TokenTrace | None) -> int | None:
     return None
 
 
-def _usage(usage: _Usage | None) -> Usage:
+def _usage(usage: WireUsage | None) -> Usage:
     if usage is None:
         return Usage()
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
@@ -246,12 +270,14 @@ def _usage(usage: _Usage | None) -> Usage:
     return Usage(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        reasoning_tokens=None if completion is None else completion.reasoning_tokens,
+        reasoning_tokens=usage.reasoning_tokens
+        if completion is None
+        else completion.reasoning_tokens,
         cached_tokens=cached,
     )
 
 
-def _revision(completion: _Completion) -> str | None:
+def _revision(completion: Completion) -> str | None:
     """Return `model`, or `model@system_fingerprint`, as the server names them."""
     parts = [part for part in (completion.model, completion.system_fingerprint) if part]
     return "@".join(parts) or None
