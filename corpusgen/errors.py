@@ -9,7 +9,7 @@
     ├── RunStopped                 the run ends early, drained and committed; carries the exit code
     └── TeacherError               one attempt failed; `outcome` is what the ledger writes
         ├── again                  RateLimited, Overloaded, ServerFault, ConnectionFailed,
-        │                          NotConnected, AnswerTimeout, TornAnswer
+        │                          NotConnected, AnswerTimeout, NotRun, Withdrawn, TornAnswer
         ├── never                  Rejected, ContextOverflow, ContentRefused, TeacherRaised
         └── fatal                  AuthenticationFailed, ModelNotFound, QuotaExhausted,
                                    TeacherBroken
@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 from typing import ClassVar, Literal
+
+from corpusgen.types import RateHint
 
 
 class ExitCode(IntEnum):
@@ -96,6 +98,7 @@ class TeacherError(CorpusgenError):
         request_id: str | None = None,
         prompt_tokens: int | None = None,
         completion_tokens: int | None = None,
+        rate: RateHint | None = None,
     ) -> None:
         super().__init__(message)
         self.http_status = http_status
@@ -103,6 +106,7 @@ class TeacherError(CorpusgenError):
         self.request_id = request_id
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = completion_tokens
+        self.rate = rate
 
 
 class RateLimited(TeacherError):
@@ -146,6 +150,18 @@ class AnswerTimeout(TeacherError):
     outcome = "timeout"
     retry = "again"
     may_be_billed = True
+
+
+class NotRun(AnswerTimeout):
+    """The provider ended the batch before it came to this request, so nothing is billed."""
+
+    may_be_billed = False
+
+
+class Withdrawn(NotRun):
+    """The batch was cancelled before it came to this request."""
+
+    outcome = "cancelled"
 
 
 class TornAnswer(TeacherError):

@@ -18,8 +18,9 @@ import pytest
 from corpusgen import errors
 from corpusgen.config import OpenAIEndpoint, OpenAITeacher
 from corpusgen.plugins import TEACHERS, load
-from corpusgen.teachers.openai import RemoteTeacher, create
-from corpusgen.types import Reply, Request, Sampling
+from corpusgen.teachers.openai import create
+from corpusgen.types import Request, Sampling
+from tests.asking_openai import ask, fail, request, teacher_at
 from tests.loopback import Running, Script, serving
 
 
@@ -34,34 +35,6 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def server() -> Iterator[Running]:
     with serving(Script(retry_after="7")) as running:
         yield running
-
-
-def teacher_at(base_url: str, *, endpoint: dict[str, Any] | None = None, **keys: Any) -> Any:
-    place = OpenAIEndpoint(base_url=base_url, **(endpoint or {}))
-    return create("teacher", OpenAITeacher(model="m", endpoints=[place], **keys))
-
-
-def request(prompt: str, **keys: Any) -> Request:
-    keys.setdefault("sampling", Sampling())
-    return Request(messages=[{"role": "user", "content": prompt}], **keys)
-
-
-def ask(teacher: RemoteTeacher, *requests: Request) -> list[Reply]:
-    async def run() -> list[Reply]:
-        await teacher.open()
-        try:
-            asked = (teacher.generate(r, teacher.endpoints[0]) for r in requests)
-            return list(await asyncio.gather(*asked))
-        finally:
-            await teacher.close()
-
-    return asyncio.run(run())
-
-
-def fail(teacher: RemoteTeacher, prompt: str) -> errors.TeacherError:
-    with pytest.raises(errors.TeacherError) as caught:
-        ask(teacher, request(prompt))
-    return caught.value
 
 
 def test_an_answer_comes_with_its_circumstances(server: Running) -> None:
@@ -85,8 +58,9 @@ def test_logprobs_become_arrays_that_spell_the_text(server: Running) -> None:
         assert trace is not None
         assert trace.ids is None
         assert trace.token_bytes is not None
-        assert b"".join(trace.token_bytes) == answer.text.encode()
-        length = len(trace.token_bytes)
+        tokens = list(trace.token_bytes)
+        assert b"".join(tokens) == answer.text.encode()
+        length = len(tokens)
         assert answer.completion_tokens == length
         assert trace.topk_counts is not None
         assert trace.topk_counts.tolist() == [5] * length
@@ -94,11 +68,12 @@ def test_logprobs_become_arrays_that_spell_the_text(server: Running) -> None:
         rows = trace.topk_logprobs.reshape(length, 5)
         assert (np.diff(rows) < 0).all()
         assert trace.topk_bytes is not None
+        candidates = list(trace.topk_bytes)
         assert trace.sampled_rank is not None
         assert trace.sampled_logprob is not None
         for i, rank in enumerate(trace.sampled_rank.tolist()):
             if rank:
-                assert trace.topk_bytes[5 * i + rank - 1] == trace.token_bytes[i]
+                assert candidates[5 * i + rank - 1] == tokens[i]
                 assert rows[i, rank - 1] == trace.sampled_logprob[i]
             else:
                 assert trace.sampled_logprob[i] < rows[i, -1]

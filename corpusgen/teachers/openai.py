@@ -1,4 +1,4 @@
-"""The remote teacher: any endpoint that speaks OpenAI's chat completions.
+"""The remote teacher: any endpoint that speaks OpenAI's chat completions, or its completions.
 
 One call is one HTTP request. Answers are decoded from the raw bytes into arrays, never through an
 SDK's objects, so that an answer with its top-k costs milliseconds. Importing this module and
@@ -8,36 +8,46 @@ Nothing is sent anywhere but to the configured endpoints.
 
 from __future__ import annotations
 
-import os
 import ssl
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from corpusgen.config import OpenAITeacher
-from corpusgen.errors import ConfigError
+from corpusgen.errors import ConfigError, TeacherError
 from corpusgen.teachers.interface import Capabilities, Endpoint, Identity, Tokenizer
+from corpusgen.teachers.openai_completions import decode_completion
 from corpusgen.teachers.openai_errors import from_status
-from corpusgen.teachers.openai_request import encode_request
+from corpusgen.teachers.openai_rate import rate_hint
+from corpusgen.teachers.openai_reasoning import split_reasoning
+from corpusgen.teachers.openai_request import encode_completion, encode_request
 from corpusgen.teachers.openai_sites import OPENAI_HOST, Site, sites_of
+from corpusgen.teachers.openai_tls import trusted
 from corpusgen.teachers.openai_wire import decode_reply
 from corpusgen.types import Reply, Request
 
 if TYPE_CHECKING:
-    from corpusgen.teachers.openai_transport import Transport
+    from corpusgen.teachers.openai_transport import HttpAnswer, Transport
 
-_OPENAI_TOP_LOGPROBS = 20
-_MAX_DRAWS = 128
+_OPENAI_TOP_LOGPROBS = {"chat": 20, "completions": 5}
 
 
 def create(key: str, options: OpenAITeacher) -> RemoteTeacher:
     """Make a teacher of its configuration, offline.
 
     `key` is where the teacher stands in the configuration, for messages. Raises `ConfigError`
-    where a base_url cannot be used, a key's environment variable is not set, or `ca_file` cannot
-    be read.
+    where a base_url cannot be used, a key's environment variable is not set, `ca_file` cannot be
+    read, or `template_args` are given for plain text.
     """
-    return RemoteTeacher(options, sites_of(key, options), _tls(options.ca_file, f"{key}.ca_file"))
+    if options.protocol == "completions" and options.template_args is not None:
+        raise ConfigError(
+            f"{key}.template_args: a chat template is not used with protocol: completions. "
+            "Remove it."
+        )
+    return RemoteTeacher(
+        options, sites_of(key, options), trusted(options.ca_file, f"{key}.ca_file")
+    )
 
 
 class RemoteTeacher:
@@ -49,15 +59,18 @@ class RemoteTeacher:
         self._options = options
         self._sites = sites
         self._tls = tls
+        self._plain = options.protocol == "completions"
+        self._decode = decode_completion if self._plain else decode_reply
         self._transport: Transport | None = None
 
     @property
     def identity(self) -> Identity:
-        """Say which model answers."""
+        """Say which model answers; a text that no template wraps is asked otherwise than a chat."""
+        protocol: dict[str, object] = {"protocol": "completions"}
         return Identity(
             model=self._options.model,
             revision=self._options.revision,
-            template_args=self._options.template_args,
+            template_args=protocol if self._plain else self._options.template_args,
         )
 
     @property
@@ -65,13 +78,13 @@ class RemoteTeacher:
         """Say what can be asked for; what only the endpoint knows is null."""
         largest = self._options.max_top_logprobs
         if largest is None and any(site.host == OPENAI_HOST for site in self._sites.values()):
-            largest = _OPENAI_TOP_LOGPROBS
+            largest = _OPENAI_TOP_LOGPROBS[self._options.protocol]
         return Capabilities(
             max_top_logprobs=largest,
             token_ids=None,
-            max_draws=_MAX_DRAWS,
+            max_draws=self._options.draws_per_request,
             seeds=True,
-            tools=True,
+            tools=not self._plain,
             response_format=True,
             logprobs_mode="unknown",
         )
@@ -87,7 +100,7 @@ class RemoteTeacher:
         return None
 
     def preview(self, request: Request) -> object:
-        """Return the body as the first endpoint would get it."""
+        """Return the address and the body as the first endpoint would get it."""
         site = next(iter(self._sites.values()))
         return {"url": site.url, "body": msgspec.Raw(self._encode(request, site))}
 
@@ -105,8 +118,7 @@ class RemoteTeacher:
         """Make one attempt; raise a `TeacherError` where it brings no answer.
 
         The reply holds at most `request.draws` answers, and fewer where the server sent fewer.
-        Token ids are in it where the server sends them: vLLM does when `sampling.extra_body` has
-        `return_token_ids: true`. Cancelling closes the connection.
+        Token ids are in it where the server sends them. Cancelling closes the connection.
         """
         assert self._transport is not None, "open() comes first"
         site = self._sites[endpoint.name]
@@ -114,35 +126,39 @@ class RemoteTeacher:
         answer = await self._transport.post(site.url, site.headers, body, site.origin)
         if not 200 <= answer.status < 300:
             raise from_status(site.origin, answer.status, answer.headers, answer.body)
-        return decode_reply(answer.body, request, site.origin, answer.status, answer.headers)
+        return self._read(answer, request, site)
+
+    def _read(self, answer: HttpAnswer, request: Request, site: Site) -> Reply:
+        rate = rate_hint(answer.headers, time.time())
+        try:
+            reply = self._decode(answer.body, request, site.origin, answer.status, answer.headers)
+        except TeacherError as error:
+            error.rate = error.rate or rate
+            raise
+        if self._options.reasoning_tag is not None:
+            reply = split_reasoning(reply, self._options.reasoning_tag)
+        return reply if rate is None else msgspec.structs.replace(reply, rate=rate)
 
     def _encode(self, request: Request, site: Site) -> bytes:
         options = self._options
-        return encode_request(request, options.model, options.template_args, site.limit_key)
+        if self._plain:
+            return encode_completion(
+                request,
+                options.model,
+                endpoint_body=site.extra_body,
+                token_ids=options.return_token_ids,
+            )
+        return encode_request(
+            request,
+            options.model,
+            options.template_args,
+            site.limit_key,
+            endpoint_body=site.extra_body,
+            token_ids=options.return_token_ids,
+        )
 
     async def close(self) -> None:
         """Close every connection; do nothing where none was opened."""
         if self._transport is not None:
             await self._transport.close()
             self._transport = None
-
-
-def _tls(ca_file: str | None, key: str) -> ssl.SSLContext | None:
-    """Return a context that trusts the system's authorities and those of a PEM file.
-
-    Without a file in the configuration, `CURL_CA_BUNDLE` is read, as curl does. Null: the default
-    context, which honours `SSL_CERT_FILE` and `SSL_CERT_DIR`.
-    """
-    path = ca_file or os.environ.get("CURL_CA_BUNDLE")
-    if not path:
-        return None
-    where = key if ca_file else "the environment variable CURL_CA_BUNDLE"
-    context = ssl.create_default_context()
-    try:
-        context.load_verify_locations(cafile=path)
-    except OSError as error:  # ssl.SSLError is one
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"{where}: {path} cannot be read as PEM certificates: {reason}. Correct the path."
-        ) from None
-    return context

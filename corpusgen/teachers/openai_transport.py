@@ -1,7 +1,7 @@
 """Carry one HTTP request and its whole answer; the only module that knows aiohttp.
 
 It does not retry, follow redirects, keep cookies or read `.netrc`. Proxies are found as curl finds
-them (`http_proxy`, `https_proxy`, `all_proxy`, `no_proxy`), once for each host: aiohttp's own
+them (`http_proxy`, `https_proxy`, `all_proxy`, `no_proxy`), once for each address: aiohttp's own
 `trust_env` would look in a thread for each request and could send a password out of `.netrc`.
 """
 
@@ -17,6 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from corpusgen.errors import (
     AnswerTimeout,
@@ -53,7 +54,7 @@ class Transport:
         self, *, timeout_s: float, connect_timeout_s: float, tls: ssl.SSLContext | None
     ) -> None:
         self._timeout_s = timeout_s
-        self._proxies: dict[str, str | None] = {}
+        self._routes: dict[str, tuple[URL, str | None]] = {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0,  # the fan-out bounds what is in flight
@@ -75,8 +76,9 @@ class Transport:
         again cannot help. Cancelling it closes the connection, so that the server can stop.
         """
         data = body if len(body) < _IN_ONE_WRITE else io.BytesIO(body)
+        address, proxy = self._routes.get(url) or self._route(url, origin)
         request = self._session.post(
-            url, headers=headers, data=data, proxy=self._proxy(url, origin), allow_redirects=False
+            address, headers=headers, data=data, proxy=proxy, allow_redirects=False
         )
         try:
             async with request as response:
@@ -94,11 +96,12 @@ class Transport:
         """Read the body to its end; an error's body may break off, its status says enough."""
         failed = response.status >= 300
         limit = _ERROR_BODY_LIMIT if failed else BODY_LIMIT
+        content = response.content
         chunks: list[bytes] = []
         size = 0
         try:
-            while size <= limit and (chunk := await response.content.readany()):
-                chunks.append(chunk)
+            while size <= limit and not content.at_eof():
+                chunks.append(chunk := await content.readany())
                 size += len(chunk)
         except TimeoutError:
             raise
@@ -116,12 +119,12 @@ class Transport:
             return NotConnected(origin.sentence("no connection within connect_timeout_s"))
         return AnswerTimeout(origin.sentence(f"no whole answer within {self._timeout_s:g} s"))
 
-    def _proxy(self, url: str, origin: Origin) -> str | None:
+    def _route(self, url: str, origin: Origin) -> tuple[URL, str | None]:
+        """Return an address as aiohttp wants it, and its proxy; both are kept for the next time."""
         parts = urlsplit(url)
-        place = f"{parts.scheme}://{parts.netloc}"
-        if place not in self._proxies:
-            self._proxies[place] = _proxy_from_environment(parts.scheme, parts.netloc, origin)
-        return self._proxies[place]
+        proxy = _proxy_from_environment(parts.scheme, parts.netloc, origin)
+        found = self._routes[url] = URL(url, encoded=True), proxy
+        return found
 
 
 def _proxy_from_environment(scheme: str, host: str, origin: Origin) -> str | None:
