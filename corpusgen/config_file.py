@@ -246,9 +246,21 @@ def _check(config: model.Config, source: str) -> None:
                 f"{source}: {at}.teacher: there is no teacher {prompt_set.teacher}; "
                 f"use one of {', '.join(teachers)}."
             )
+    _check_workers(config, teachers, source)
     names = [export.name or export.format for export in config.export]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(
                 f"{source}: export: two exports are named {name}; give one of them a name."
+            )
+
+
+def _check_workers(
+    config: model.Config, teachers: Mapping[str, model.TeacherConfig], source: str
+) -> None:
+    for name, teacher in teachers.items():
+        if config.generate.workers > 1 and isinstance(teacher, model.LlamaCppTeacher):
+            raise ConfigError(
+                f"{source}: generate.workers is {config.generate.workers}, but each worker would "
+                f"load the teacher {name} once more; leave it out, workers are for remote teachers."
             )

@@ -1,75 +1,57 @@
-"""Keep the teacher full: a bounded number of requests in flight and no barrier anywhere.
+"""Keep the teachers full: a bounded number of requests in flight and no barrier anywhere.
 
-Workers take samples from one stream and hold each through its attempts. A partition is committed
-by a thread when its last sample has ended, while others go on; a slow answer keeps its own
-partition open and nothing else. When the run is to stop, workers take nothing new, requests in
-flight get `drain_s`, and what is left of the open partitions is committed as it stands.
+Each sample is a task that lives through its attempts; only as many are begun as the gate can use
+soon. A partition is committed by a thread when its last sample has ended, while others go on; a
+slow answer keeps its own partition open and nothing else, and one that waits for its next attempt
+keeps no place. When the run is to stop, nothing new is begun, requests in flight get `drain_s`,
+and what is left of the open partitions is committed as it stands.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
-import msgspec
-
-from corpusgen import attempts
 from corpusgen.errors import (
-    ConnectionFailed,
     CorpusgenError,
+    ExitCode,
+    QuotaExhausted,
+    Rejected,
     RunStopped,
     TeacherError,
-    TeacherRaised,
 )
-from corpusgen.limits import Budget, Gate, worst_case
-from corpusgen.money import Tariff
+from corpusgen.exchange import Exchange, Witness
+from corpusgen.lane import Ask, Lane
 from corpusgen.retry import RetryPolicy
-from corpusgen.stopping import FailureRate, LogprobCheck, Stop, Stopping
+from corpusgen.stopping import FailureRate, Stop, Stopping
 from corpusgen.store import OpenPartition, Store
-from corpusgen.teachers.interface import Endpoint, Teacher
-from corpusgen.types import Failure, Generation, Intent, Reply, Request, Sample
+from corpusgen.types import Failure, Sample
 from corpusgen.unicode import storable
 
 SYNC_S = 1.0
 DRAIN_LOOK_S = 0.1
 _DETAIL_LENGTH = 500
+_ALIVE_A_PLACE = 4
+"""Samples that have begun and not ended, for each place: most of them wait for another attempt."""
+_ALIVE_AT_LEAST = 64
 
 
-Queue = asyncio.Queue[tuple[OpenPartition, Sample] | None]
+TakenUp = tuple[OpenPartition, list[Sample]]
 
 
-class Meter(Protocol):
+class Meter(Witness, Protocol):
     """Counts what happens, for progress and failure rates."""
-
-    def answered(self, generation: Generation) -> None:
-        """Count a generation."""
 
     def failed(self, failure: Failure) -> None:
         """Count a failure."""
 
-    def retried(self, error: TeacherError) -> None:
-        """Count an attempt that failed and may be made again."""
-
     def committed(self, opened: OpenPartition, complete: bool) -> None:
         """Tell that a part was committed."""
-
-
-class Lane(msgspec.Struct, frozen=True):
-    """One teacher with what stands around it."""
-
-    teacher: Teacher
-    gate: Gate
-    tariff: Tariff | None
-    """Null: the price is not known."""
-    partitions: list[int]
-    """Partitions with samples for this teacher, in the order in which they are asked."""
-    top_logprobs: int
-    prompt_token_ids: bool
 
 
 class FanOut:
@@ -79,7 +61,6 @@ class FanOut:
         self,
         store: Store,
         policy: RetryPolicy,
-        budget: Budget,
         meter: Meter,
         stop: Stop,
         failure_rate: FailureRate,
@@ -90,54 +71,60 @@ class FanOut:
     ) -> None:
         self._store = store
         self._policy = policy
-        self._budget = budget
         self._meter = meter
         self._stop = stop
         self._failure_rate = failure_rate
         self._wanted = wanted
         self._retry_failed = retry_failed
         self._drain_s = drain_s
-        self._clock = clock
+        self._exchange = Exchange(meter, stop, clock)
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._commits: set[asyncio.Task[None]] = set()
+        self._asking: dict[Lane, set[asyncio.Task[None]]] = {}
         self._mistake: Exception | None = None
-        self.logprobs = LogprobCheck(stop)
-        self.in_flight = 0
+        self.logprobs = self._exchange.logprobs
+
+    @property
+    def in_flight(self) -> int:
+        """Requests under way now."""
+        return self._exchange.in_flight
 
     async def run(self, lanes: Iterable[Lane]) -> None:
         """Bring every sample to an end, or stop early; afterwards everything is committed.
 
         Raises nothing for single samples; a fault of the whole run stands in the `Stop`.
         """
+        self._asking = {lane: set() for lane in lanes}
         syncing = asyncio.create_task(self._sync_often())
-        tasks = [task for lane in lanes for task in self._start(lane)]
+        feeders = [asyncio.create_task(self._bring_all_to_end(lane)) for lane in self._asking]
         try:
-            await self._until_done(tasks)
+            await self._until_done(feeders)
         finally:
             syncing.cancel()
             with suppress(asyncio.CancelledError):
                 await syncing
+            self._reader.shutdown()
             await self._commit_rest()
             self._committer.shutdown()
+            for lane in self._asking:
+                lane.admission.close()
         if self._mistake is not None:
             raise self._mistake
-
-    def _start(self, lane: Lane) -> list[asyncio.Task[None]]:
-        queue: Queue = asyncio.Queue(2 * lane.gate.concurrency)
-        workers = [self._work(lane, queue) for _ in range(lane.gate.concurrency)]
-        work = [self._feed(lane, queue), *workers]
-        return [asyncio.create_task(self._reporting(part)) for part in work]
+        closed = next((lane.closed for lane in self._asking if lane.closed), None)
+        if closed is not None:
+            self._stop(closed)
 
     async def _reporting(self, work: Coroutine[None, None, None]) -> None:
-        """Do a feeder's or a worker's work; what it raises stops the run, and drains the others."""
+        """Do a piece of work; what it raises stops the run, and drains the others."""
         try:
             await work
         except Exception as error:  # noqa: BLE001 - sorted out there
             self._stop_for(error)
 
-    async def _until_done(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Wait for all tasks; once a stop is asked, only for requests in flight and `drain_s`."""
-        pending = set(tasks)
+    async def _until_done(self, feeders: list[asyncio.Task[None]]) -> None:
+        """Wait for all samples; once a stop is asked, only for requests in flight and `drain_s`."""
+        pending = set(feeders)
         stopping = asyncio.create_task(self._stop.wait())
         while pending and not stopping.done():
             _, left = await asyncio.wait((*pending, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -146,10 +133,11 @@ class FanOut:
         deadline = time.monotonic() + self._drain_s
         while pending and self.in_flight and time.monotonic() < deadline:
             _, pending = await asyncio.wait(pending, timeout=DRAIN_LOOK_S)
-        for task in pending:
+        left_over = [*pending, *(task for tasks in self._asking.values() for task in tasks)]
+        for task in left_over:
             task.cancel()
-        if pending:
-            await asyncio.wait(pending)
+        if left_over:
+            await asyncio.wait(left_over)
 
     def _stop_for(self, error: Exception) -> None:
         if isinstance(error, CorpusgenError):
@@ -165,115 +153,108 @@ class FanOut:
             self._mistake = self._mistake or error
             self._stop(CorpusgenError(f"{type(error).__name__}: {error}"))
 
-    async def _feed(self, lane: Lane, queue: Queue) -> None:
-        for partition in lane.partitions:
-            if self._stop.is_asked():
-                break
-            opened, samples = await asyncio.to_thread(
-                self._store.take_up, partition, self._wanted, self._retry_failed
-            )
-            if not samples:
-                self._commit_if_finished(opened)
-            for sample in samples:
-                await queue.put((opened, sample))
-        for _ in range(lane.gate.concurrency):
-            await queue.put(None)
+    async def _bring_all_to_end(self, lane: Lane) -> None:
+        """Begin a lane's samples as the gate asks for them, and wait until all have ended."""
+        await self._reporting(self._begin_all(lane))
+        while self._asking[lane]:
+            await asyncio.wait(self._asking[lane])
 
-    async def _work(self, lane: Lane, queue: Queue) -> None:
-        while (item := await queue.get()) is not None:
-            if self._stop.is_asked():
-                continue  # leaves the sample pending, and lets the feeder end
-            opened, sample = item
-            try:
-                await self._bring_to_end(lane, opened, sample)
-            except Stopping:
-                continue
+    async def _begin_all(self, lane: Lane) -> None:
+        coming = self._take_up(lane, 0)
+        for index in range(len(lane.partitions)):
+            opened, samples = await coming
+            coming = self._take_up(lane, index + 1)  # read while this one is being asked
+            for ask in lane.asks(opened, list(self._askable(opened, samples))):
+                await self._until_wanted(lane)
+                if self._stop.is_asked() or lane.closed is not None:
+                    return
+                self._begin(ask)
             self._commit_if_finished(opened)
 
-    async def _bring_to_end(self, lane: Lane, opened: OpenPartition, sample: Sample) -> None:
-        if sample.problem is not None:
-            self._fail(opened, Failure(sample.sample_id, "bad_prompt", sample.problem, 0))
-            return
-        request = attempts.request_for(sample, lane.top_logprobs, lane.prompt_token_ids)
+    def _take_up(self, lane: Lane, index: int) -> asyncio.Future[TakenUp]:
+        loop = asyncio.get_running_loop()
+        if index >= len(lane.partitions) or self._stop.is_asked() or lane.closed is not None:
+            return loop.create_future()  # nobody waits for it
+        partition = lane.partitions[index]
+        return loop.run_in_executor(
+            self._reader, self._store.take_up, partition, self._wanted, self._retry_failed
+        )
+
+    def _askable(self, opened: OpenPartition, samples: Iterable[Sample]) -> Iterator[Sample]:
+        for sample in samples:
+            if sample.problem is None:
+                yield sample
+            else:
+                self._fail(opened, Failure(sample.sample_id, "bad_prompt", sample.problem, 0))
+
+    async def _until_wanted(self, lane: Lane) -> None:
+        """Wait until another sample is needed to keep the lane's endpoints full."""
+        tasks = self._asking[lane]
+        await lane.admission.wait_for_demand()
+        while len(tasks) >= _ALIVE_A_PLACE * lane.admission.concurrency + _ALIVE_AT_LEAST:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    def _begin(self, ask: Ask) -> None:
+        tasks = self._asking[ask.lane]
+        task = asyncio.create_task(self._bring_to_end(ask))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    async def _bring_to_end(self, ask: Ask) -> None:
         try:
-            async for attempt in self._policy.attempts():
-                with attempt:
-                    await self._attempt(lane, opened, sample, request)
-        except TeacherError as error:
-            if error.retry == "fatal":
-                self._stop(error)
-                raise Stopping from None
-            detail = storable(str(error))[:_DETAIL_LENGTH]
-            sent = opened.sent[sample.sample_id]
-            self._fail(opened, Failure(sample.sample_id, error.outcome, detail, sent))
+            try:
+                answered = await self._policy.call(partial(self._exchange.attempt, ask), ask.waited)
+            except TeacherError as error:
+                self._give_up(ask, error)
+            else:
+                self._take_answers(ask, answered)
+            self._commit_if_finished(ask.opened)
+        except Stopping:
+            return
         except RunStopped as reached:
+            self._close(ask.lane, reached)
+        except Exception as error:  # noqa: BLE001 - sorted out there
+            self._stop_for(error)
+
+    def _take_answers(self, ask: Ask, answered: int) -> None:
+        for _ in range(answered):
+            self._failure_rate.add(False)
+        if ask.split or answered == 1 < len(ask.samples):
+            ask.lane.draws = 1  # this server gives one answer a request
+        if answered < len(ask.samples):
+            self._ask_again(ask, ask.samples[answered:])
+
+    def _give_up(self, ask: Ask, error: TeacherError) -> None:
+        if isinstance(error, QuotaExhausted) and len(ask.lane.endpoints) > 1:
+            self._begin(Ask(ask.lane, ask.opened, ask.samples))  # others may have some left
+            return
+        if error.retry == "fatal":
+            self._stop(error)
+            raise Stopping
+        if isinstance(error, Rejected) and len(ask.samples) > 1:
+            self._ask_again(ask, ask.samples, split=True)  # perhaps only `n` was refused
+            return
+        detail = storable(str(error))[:_DETAIL_LENGTH]
+        for sample in ask.samples:
+            sent = ask.opened.sent[sample.sample_id]
+            self._fail(ask.opened, Failure(sample.sample_id, error.outcome, detail, sent))
+
+    def _ask_again(self, ask: Ask, samples: list[Sample], *, split: bool = False) -> None:
+        """Ask for draws that a request did not bring, each on its own."""
+        for sample in samples:
+            self._begin(Ask(ask.lane, ask.opened, [sample], split=split))
+
+    def _close(self, lane: Lane, reached: RunStopped) -> None:
+        """Ask a teacher no more; where it is the only one left, the run stops."""
+        lane.closed = lane.closed or reached
+        if reached.exit_code is ExitCode.ERROR or all(other.closed for other in self._asking):
             self._stop(reached)
-            raise Stopping from None
 
     def _fail(self, opened: OpenPartition, failure: Failure) -> None:
         opened.fail(failure)
         self._meter.failed(failure)
         if failure.reason != "bad_prompt":
             self._failure_rate.add(True, failure.detail)
-
-    async def _attempt(
-        self, lane: Lane, opened: OpenPartition, sample: Sample, request: Request
-    ) -> None:
-        """Make one attempt, with its intent and its outcome in the journal."""
-        if self._stop.is_asked():
-            raise Stopping
-        reserved = worst_case(request, lane.tariff)
-        await self._budget.reserve(reserved)
-        try:
-            endpoint = await lane.gate.enter()
-        except BaseException:
-            await self._budget.settle(reserved, 0, may_be_billed=False)
-            raise
-        if self._stop.is_asked():
-            await lane.gate.leave(endpoint)
-            await self._budget.settle(reserved, 0, may_be_billed=False)
-            raise Stopping
-        intent = Intent(
-            attempt_id=uuid.uuid4().hex,
-            sample_ids=[sample.sample_id],
-            endpoint=endpoint.name,
-            started_at=self._clock(),
-            reserved_picousd=reserved,
-        )
-        opened.begin(intent)
-        opened.sent[sample.sample_id] += 1
-        self.in_flight += 1
-        began = time.perf_counter()
-        pause: float | None = None
-        connected = True
-        cost: int | None = None
-        billed = True
-        try:
-            reply = await _generate(lane.teacher, request, endpoint)
-            latency = time.perf_counter() - began
-            cost = attempts.cost(reply.usage, lane.tariff)
-            generation = attempts.generation(
-                intent, sample, reply, latency, opened.sent[sample.sample_id]
-            )
-            opened.end(attempts.answered(intent, reply, latency, cost), [generation])
-            self._meter.answered(generation)
-            self._failure_rate.add(False)
-            self.logprobs.add(request, generation.answer, endpoint.name)
-        except TeacherError as error:
-            latency = time.perf_counter() - began
-            pause, billed = error.retry_after_s, error.may_be_billed
-            connected = not isinstance(error, ConnectionFailed)
-            cost = attempts.failure_cost(error, lane.tariff)
-            opened.end(attempts.failed(intent, error, latency, cost), [])
-            self._meter.retried(error)
-            raise
-        except asyncio.CancelledError:
-            opened.end(attempts.cancelled(intent, time.perf_counter() - began), [])
-            raise
-        finally:
-            self.in_flight -= 1
-            await lane.gate.leave(endpoint, pause, connected=connected)
-            await self._budget.settle(reserved, cost, may_be_billed=billed)
 
     def _commit_if_finished(self, opened: OpenPartition) -> None:
         if opened.finished and not self._stop.is_asked():
@@ -315,13 +296,3 @@ class FanOut:
                         await asyncio.to_thread(opened.sync)
                     except OSError as error:
                         self._stop_for(error)
-
-
-async def _generate(teacher: Teacher, request: Request, endpoint: Endpoint) -> Reply:
-    """Make the attempt; whatever a teacher raises leaves as a `TeacherError`."""
-    try:
-        return attempts.checked(await teacher.generate(request, endpoint))
-    except TeacherError:
-        raise
-    except Exception as error:  # a plug-in's own code may raise anything
-        raise TeacherRaised(f"the teacher raised {type(error).__name__}: {error}") from error

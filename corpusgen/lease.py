@@ -14,6 +14,7 @@ import threading
 import uuid
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import msgspec
 
@@ -57,6 +58,27 @@ def holder(path: Path) -> Owner | None:
     return owner if owner is not None and not _dead(owner, path) else None
 
 
+class Holding(Protocol):
+    """The right to write to a corpus, as those see it who commit."""
+
+    def check(self) -> None:
+        """Raise `CorpusLocked` if it was lost, so that no commit follows."""
+
+
+class WatchedLease:
+    """A lease that this process' parent holds."""
+
+    def __init__(self, path: Path, token: str) -> None:
+        self._path = path
+        self.token = token
+
+    def check(self) -> None:
+        """Raise `CorpusLocked` if the parent lost it."""
+        owner = _read(self._path)
+        if owner is None or owner.token != self.token:
+            raise _lost(self._path)
+
+
 class Lease:
     """Hold a corpus while the `with` block runs; renew it from a thread.
 
@@ -70,6 +92,11 @@ class Lease:
         self._stop = threading.Event()
         self._lost = False
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    @property
+    def token(self) -> str:
+        """What tells this lease from any other."""
+        return self._owner.token
 
     def __enter__(self) -> Lease:
         content = msgspec.json.format(msgspec.json.encode(self._owner)) + b"\n"
@@ -92,10 +119,7 @@ class Lease:
     def check(self) -> None:
         """Raise `CorpusLocked` if the lease was lost, so that no commit follows."""
         if self._lost or not self._is_ours():
-            raise CorpusLocked(
-                f"{self._path}: the lease was lost to another process (was this one suspended?). "
-                "Nothing more is written here; run the command again."
-            )
+            raise _lost(self._path)
 
     def _take_from_dead(self, content: bytes) -> None:
         """Remove a dead lease; the guard keeps another taker from removing a fresh one instead."""
@@ -123,6 +147,13 @@ class Lease:
                 os.utime(self._path)
             except OSError:
                 continue  # a file system that hiccups; `check` decides before a commit
+
+
+def _lost(path: Path) -> CorpusLocked:
+    return CorpusLocked(
+        f"{path}: the lease was lost to another process (was this one suspended?). "
+        "Nothing more is written here; run the command again."
+    )
 
 
 def _is_left_by_dead(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from corpusgen.errors import TeacherError
 from corpusgen.events import Committed, Log, Observer, Progress
@@ -28,7 +28,8 @@ class RunMeter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`done` of `total` samples ended in earlier runs; `charged_picousd` may be unknown."""
-        self._observer = observer
+        self.observer = observer
+        """Who is told."""
         self._clock = clock
         self._began = clock()
         self._done_before = done
@@ -51,21 +52,21 @@ class RunMeter:
         seen = self.failures.total()
         if seen <= 5:
             where = f"sample {failure.sample_id[:8]}"
-            self._observer(Log("warning", f"{where}: {failure.reason}: {failure.detail}"))
+            self.observer(Log("warning", f"{where}: {failure.reason}: {failure.detail}"))
         elif seen == 6:
-            self._observer(
+            self.observer(
                 Log("warning", "further failures are counted; `corpusgen show` lists them")
             )
 
     def retried(self, error: TeacherError) -> None:
         """Count an attempt that failed."""
         self.retries += 1
-        self._observer(Log("debug", f"{error.outcome}: {error}"))
+        self.observer(Log("debug", f"{error.outcome}: {error}"))
 
     def committed(self, opened: OpenPartition, complete: bool) -> None:
         """Tell that a part was committed."""
         contents = opened.contents
-        self._observer(
+        self.observer(
             Committed(
                 opened.number,
                 opened.part,
@@ -74,6 +75,15 @@ class RunMeter:
                 complete,
             )
         )
+
+    def add(
+        self, generations: int, completion_tokens: int, retries: int, failures: Mapping[str, int]
+    ) -> None:
+        """Add what another process counted."""
+        self.generations += generations
+        self.completion_tokens += completion_tokens
+        self.retries += retries
+        self.failures.update(failures)
 
     @property
     def ended(self) -> int:

@@ -1,29 +1,30 @@
 """Decide whether an attempt that failed is made again, and after how long; tenacity does it.
 
 One predicate reads the error's class. Waiting is exponential with full jitter ("Exponential
-Backoff And Jitter", AWS Architecture Blog, 2015), never shorter than what the server asked for.
+Backoff And Jitter", AWS Architecture Blog, 2015). Where the endpoint says when to come back, its
+place is closed for so long (`limits`), and the sample goes on in line or at another endpoint
+without having lost an attempt.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_before_delay,
-)
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from corpusgen.config import Retry
-from corpusgen.errors import TeacherError
+from corpusgen.errors import Overloaded, RateLimited, TeacherError
 
+T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
 
 _MOST_DOUBLINGS = 60
 """Far beyond any `longest_wait_s`, and still a float."""
+MOST_FREE_ATTEMPTS = 100
+"""After so many requests to come back later, each counts as an attempt like any other."""
 
 
 def is_worth_retrying(error: BaseException) -> bool:
@@ -31,38 +32,82 @@ def is_worth_retrying(error: BaseException) -> bool:
     return isinstance(error, TeacherError) and error.retry == "again"
 
 
+def costs_no_attempt(error: BaseException | None) -> bool:
+    """Tell whether the endpoint itself said when to come back: that is no failure of the sample."""
+    return isinstance(error, RateLimited | Overloaded) and error.retry_after_s is not None
+
+
 class RetryPolicy:
-    """Make tenacity controllers that all follow one configuration.
+    """Make attempts by one configuration.
 
     `sleep` is how a wait passes; it may raise to leave the loop when the run drains. `jitter`
     returns a number from 0 to 1.
     """
 
     def __init__(
-        self, settings: Retry, sleep: Sleep, jitter: Callable[[], float] = random.random
+        self,
+        settings: Retry,
+        sleep: Sleep,
+        jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._sleep = sleep
         self._jitter = jitter
+        self._clock = clock
 
-    def attempts(self) -> AsyncRetrying:
-        """Return a controller for one sample: iterate over it, an attempt a turn."""
+    async def call(
+        self,
+        attempt: Callable[[], Awaitable[T]],
+        excused_s: Callable[[], float] = lambda: 0.0,
+    ) -> T:
+        """Make attempts until one answers, may not be made again, or the bounds are reached.
+
+        `excused_s` returns the seconds so far that count against no bound: those that were spent
+        in line for an endpoint. Raises the last attempt's error, as it is.
+        """
+        began = self._clock()
+        try:
+            return await attempt()
+        except TeacherError as error:
+            if not is_worth_retrying(error):
+                raise
+            first = error
+        controller = self._controller(began, excused_s)
+        async for turn in controller:
+            with turn:
+                if turn.retry_state.attempt_number == 1:
+                    raise first  # so that answers at once, the most, cost no controller
+                return await attempt()
+        raise AssertionError("tenacity ends with an answer or an error")
+
+    def _controller(self, began: float, excused_s: Callable[[], float]) -> AsyncRetrying:
+        free = 0
+
+        def is_over(state: RetryCallState) -> bool:
+            nonlocal free
+            if costs_no_attempt(_error_of(state)) and free < MOST_FREE_ATTEMPTS:
+                free += 1
+                return False
+            spent = self._clock() - began - excused_s() + state.upcoming_sleep
+            counted = state.attempt_number - free
+            return counted >= self._settings.max_attempts or spent > self._settings.max_seconds
+
+        def wait_s(state: RetryCallState) -> float:
+            if costs_no_attempt(_error_of(state)):
+                return 0.0  # the endpoint's place is closed for as long as it asked
+            doublings = min(state.attempt_number - free - 1, _MOST_DOUBLINGS)
+            doubled = self._settings.first_wait_s * 2.0**doublings
+            return min(doubled, self._settings.longest_wait_s) * self._jitter()
+
         return AsyncRetrying(
             retry=retry_if_exception(is_worth_retrying),
-            wait=self._wait_s,
-            stop=(
-                stop_after_attempt(self._settings.max_attempts)
-                | stop_before_delay(self._settings.max_seconds)
-            ),
+            wait=wait_s,
+            stop=is_over,
             sleep=self._sleep,
             reraise=True,
         )
 
-    def _wait_s(self, state: RetryCallState) -> float:
-        doubled = self._settings.first_wait_s * 2.0 ** min(
-            state.attempt_number - 1, _MOST_DOUBLINGS
-        )
-        wait = min(doubled, self._settings.longest_wait_s) * self._jitter()
-        error = state.outcome.exception() if state.outcome is not None else None
-        asked = error.retry_after_s if isinstance(error, TeacherError) else None
-        return max(wait, asked or 0.0)
+
+def _error_of(state: RetryCallState) -> BaseException | None:
+    return None if state.outcome is None else state.outcome.exception()

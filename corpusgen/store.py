@@ -22,7 +22,7 @@ from corpusgen.commits import Commit
 from corpusgen.errors import CorpusError
 from corpusgen.files import TEMPORARY_SUFFIX
 from corpusgen.layout import Layout
-from corpusgen.lease import Lease
+from corpusgen.lease import Holding
 from corpusgen.parquet import read_table
 from corpusgen.plan.segments import Plan
 from corpusgen.schema import FORMAT_VERSION
@@ -108,7 +108,7 @@ class Store:
         corpus_id: str,
         plan: Plan,
         token_format: Callable[[int], TokenFormat],
-        lease: Lease,
+        lease: Holding,
         journal_directory: Path | None = None,
     ) -> None:
         self._layout = layout
@@ -158,11 +158,38 @@ class Store:
             ended |= contents.generations.keys() | contents.failures.keys()
         return ended
 
-    def charged_picousd(self) -> int:
-        """Return what counts against the budget so far: committed and journaled."""
-        committed = sum(c.charged_picousd for parts in self.commits.values() for c in parts)
-        waiting = [attempt for o in self.open.values() for attempt in o.contents.attempts]
+    def charged_picousd(self, of: Callable[[int], bool] = lambda _: True) -> int:
+        """Return what counts against a budget so far: committed and journaled.
+
+        `of` tells which partitions count.
+        """
+        committed = sum(
+            commit.charged_picousd
+            for partition, parts in self.commits.items()
+            if of(partition)
+            for commit in parts
+        )
+        waiting = [a for o in self.open.values() if of(o.number) for a in o.contents.attempts]
         return committed + sum(charge(attempt) for attempt in waiting)
+
+    def attempts_since(self, moment: float) -> Iterator[tuple[str, float, int]]:
+        """Yield (endpoint, started at, tokens) of attempts since a moment, in epoch seconds."""
+        columns = ["endpoint", "started_at", "prompt_tokens", "completion_tokens"]
+        for parts in self.commits.values():
+            for commit in parts:
+                file = commit.files.get("attempts")
+                path = self._layout.root / file.path if file is not None else None
+                if path is None or path.stat().st_mtime < moment:
+                    continue
+                for row in read_table(path, columns).to_pylist():
+                    if row["started_at"].timestamp() >= moment:
+                        tokens = (row["prompt_tokens"] or 0) + (row["completion_tokens"] or 0)
+                        yield row["endpoint"], row["started_at"].timestamp(), tokens
+        for opened in self.open.values():
+            for attempt in opened.contents.attempts:
+                if attempt.started_at >= moment:
+                    tokens = (attempt.prompt_tokens or 0) + (attempt.completion_tokens or 0)
+                    yield attempt.endpoint, attempt.started_at, tokens
 
     def take_up(
         self, partition: int, wanted: Callable[[str], bool], retry: Callable[[str], bool] | None
@@ -225,6 +252,13 @@ class Store:
         if commit is not None:
             self.commits.setdefault(commit.partition, []).append(commit)
 
+    def hand_over(self, partitions: Collection[int]) -> None:
+        """Let go of partitions that another process will take up."""
+        for partition in partitions:
+            opened = self.open.pop(partition, None)
+            if opened is not None:
+                opened.close()
+
     def close(self) -> None:
         """Close all journals; they stay on disk for the next process."""
         for opened in self.open.values():
@@ -272,6 +306,8 @@ class Store:
     def _create(self, partition: int) -> OpenPartition:
         part = len(self.commits.get(partition, ()))
         path = self._layout.journal_file(partition, part, self._journals)
+        if path.exists():  # handed over by the process that recovered it
+            return self._resume(path, partition, part)
         head = journal.Opened(self._corpus_id, partition, part)
         contents = journal.Contents({}, {}, [], {}, 0, 0)
         return OpenPartition(partition, part, contents, journal.JournalWriter(path, head))

@@ -19,44 +19,60 @@ class Choice(msgspec.Struct, frozen=True):
     """Ask failed samples again: `all`, or one reason."""
 
 
-class Chosen:
-    """Which partitions are visited, and which of their samples are asked for."""
+class Wanted:
+    """Which samples a run asks for, whatever has ended already."""
 
-    def __init__(self, plan: Plan, store: Store, choice: Choice) -> None:
+    def __init__(self, plan: Plan, choice: Choice) -> None:
         self._retired = plan.retired()
-        self._pilot = None if choice.limit is None else _pilot(plan, self._retired, choice.limit)
-        self.retry = _retry_predicate(choice.retry_failed)
-        self.partitions = [p for p in self._visited(plan) if self._has_work(plan, store, p)]
+        self._pilot = None if choice.limit is None else pilot(plan, self._retired, choice.limit)
+        self.retry = retried(choice.retry_failed)
+        """Which failures are asked again, by their reason; null: none."""
 
-    def wanted(self, sample: str) -> bool:
+    def __call__(self, sample: str) -> bool:
         """Tell whether a planned sample is asked for in this run."""
         if self._pilot is not None:
             return sample in self._pilot
         return sample not in self._retired
 
     @property
+    def is_everything(self) -> bool:
+        """Whether every planned sample is wanted."""
+        return self._pilot is None and not self._retired
+
+    @property
     def pilot_size(self) -> int | None:
         """How many samples the pilot has; null: no pilot."""
         return None if self._pilot is None else len(self._pilot)
 
-    def _visited(self, plan: Plan) -> Iterator[int]:
+    def partitions(self, plan: Plan) -> Iterator[int]:
+        """Yield the partitions that may hold wanted samples."""
         for partition in range(plan.partitions):
             if self._pilot is None or not self._pilot.isdisjoint(plan.ids_of(partition)):
                 yield partition
 
+
+class Chosen:
+    """Which partitions are visited: those with wanted samples that have not ended."""
+
+    def __init__(self, plan: Plan, store: Store, choice: Choice) -> None:
+        self.wanted = Wanted(plan, choice)
+        self.partitions = [
+            p for p in self.wanted.partitions(plan) if self._has_work(plan, store, p)
+        ]
+
     def _has_work(self, plan: Plan, store: Store, partition: int) -> bool:
         commits = store.commits.get(partition, ())
-        if self.retry is not None and any(commit.rows("failures") for commit in commits):
+        if self.wanted.retry is not None and any(commit.rows("failures") for commit in commits):
             return True
         if store.ended(partition) >= plan.rows_of(partition):
             return False
-        if self._pilot is None and not self._retired:
+        if self.wanted.is_everything:
             return True
         ended = store.ended_ids(partition)
         return any(self.wanted(s) and s not in ended for s in plan.ids_of(partition))
 
 
-def _pilot(plan: Plan, retired: frozenset[str], limit: int) -> frozenset[str]:
+def pilot(plan: Plan, retired: frozenset[str], limit: int) -> frozenset[str]:
     """Return the first `limit` samples, taken from the prompt sets in turn."""
     by_set: dict[str, Iterator[str]] = {}
     for run in plan.runs:
@@ -79,7 +95,8 @@ def _live_ids(plan: Plan, prompt_set: str, retired: frozenset[str]) -> Iterator[
                 yield from (s for s in plan.ids_of(partition) if s not in retired)
 
 
-def _retry_predicate(reason: str | None) -> Callable[[str], bool] | None:
+def retried(reason: str | None) -> Callable[[str], bool] | None:
+    """Return what says, by its reason, which failure is asked again; null: none is."""
     if reason is None:
         return None
     return lambda found: reason in ("all", found)

@@ -1,32 +1,33 @@
-"""Run the fan-out over what the plan still lacks: teachers, limits, budget, progress."""
+"""Run the fan-out over what the plan still lacks: teachers, limits, budget, workers, progress."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from functools import partial
 
 import msgspec
 
-from corpusgen import config as model
-from corpusgen import money
+from corpusgen.batching import Batching, Waiting
 from corpusgen.errors import CorpusgenError, ExitCode, TeacherError
 from corpusgen.events import Log, Observer, Progress
-from corpusgen.fanout import FanOut, Lane
+from corpusgen.fanout import FanOut
 from corpusgen.files import write_file
-from corpusgen.limits import Budget, Gate
+from corpusgen.limits import Admission, Budget
 from corpusgen.meter import RunMeter
+from corpusgen.pipeline import lanes
 from corpusgen.pipeline.choosing import Choice, Chosen
 from corpusgen.pipeline.counting import Generated, counted
 from corpusgen.pipeline.interrupts import run_loop
 from corpusgen.pipeline.session import Session
-from corpusgen.plan.segments import Plan, Run
+from corpusgen.pipeline.workers import Assignment, Crew
+from corpusgen.plan.segments import Plan
 from corpusgen.retry import RetryPolicy
-from corpusgen.shards import TokenFormat
 from corpusgen.stopping import FailureRate, Stop
 from corpusgen.store import Store
-from corpusgen.teachers.interface import Teacher
+from corpusgen.teachers.interface import BatchTeacher, Teacher
 
 PROGRESS_S = 1.0
 STATUS_S = 5.0
@@ -45,35 +46,31 @@ class _Generation:
     def __init__(self, session: Session, plan: Plan, choice: Choice, observer: Observer) -> None:
         self._session = session
         self._plan = plan
+        self._choice = choice
         self._observer = observer
         self._opened: dict[str, Teacher] = {}
         self._store = Store(
             session.layout,
             session.facts.corpus_id,
             plan,
-            self._token_format,
+            partial(lanes.token_format, session, plan, self._opened),
             session.lease,
             session.journal_directory,
         )
         self._store.recover()
-        if self._store.torn_bytes:
-            self._log(
-                "info", f"cut {self._store.torn_bytes} bytes of a torn record off the journal"
-            )
-        for copy in self._store.damaged:
-            self._log(
-                "warning",
-                f"{copy}: a damaged record was left out ({self._store.damaged_bytes} bytes in "
-                "all); answers in it are asked again, and requests of which it was the only "
-                "record are not in the ledger; the journal as it was is kept there",
-            )
+        self._tell_recovery()
+        self._waiting = Waiting(session.layout, self._store)
         self._chosen = Chosen(plan, self._store, choice)
-        self._budget = Budget(self._cap(), self._store.charged_picousd())
+        self._budget = lanes.run_budget(session, self._store)
+        self._budgets: dict[str, Budget | None] = {
+            name: lanes.teacher_budget(session, plan, self._store, name)
+            for name in session.teachers
+        }
 
     @property
     def has_work(self) -> bool:
-        """Whether anything is to be asked or committed."""
-        return bool(self._chosen.partitions or self._store.open)
+        """Whether anything is to be asked, fetched or committed."""
+        return bool(self._chosen.partitions or self._store.open or self._waiting)
 
     def run(self) -> CorpusgenError | None:
         """Run to the end; return why it ended early, if it did."""
@@ -91,29 +88,29 @@ class _Generation:
     def _log(self, level: str, message: str) -> None:
         self._observer(Log(level, message))
 
+    def _tell_recovery(self) -> None:
+        if self._store.torn_bytes:
+            self._log(
+                "info", f"cut {self._store.torn_bytes} bytes of a torn record off the journal"
+            )
+        for copy in self._store.damaged:
+            self._log(
+                "warning",
+                f"{copy}: a damaged record was left out ({self._store.damaged_bytes} bytes in "
+                "all); answers in it are asked again, and requests of which it was the only "
+                "record are not in the ledger; the journal as it was is kept there",
+            )
+
     def _tell_stop(self, reason: CorpusgenError) -> None:
         if reason.exit_code is not ExitCode.INTERRUPTED:
             self._log("warning", f"stopping: {reason}")
 
     async def _generate(self, stop: Stop) -> CorpusgenError | None:
-        settings = self._session.config.generate
         meter = self._meter()
-        fan_out = FanOut(
-            self._store,
-            RetryPolicy(settings.retry, stop.sleep),
-            self._budget,
-            meter,
-            stop,
-            FailureRate(
-                stop, settings.max_failure_rate, settings.failure_window, settings.failure_minimum
-            ),
-            self._chosen.wanted,
-            self._chosen.retry,
-            settings.drain_s,
-        )
         try:
-            await self._open()
-            await self._watched(fan_out, meter)
+            partitions = self._partitions()
+            await self._open(partitions)
+            await self._watched(self._work(stop, meter, partitions), meter)
         except TeacherError as error:  # a teacher that cannot be opened
             stop(error)
         finally:
@@ -122,20 +119,40 @@ class _Generation:
                 await teacher.close()
         return stop.reason
 
-    def _cap(self) -> int | None:
-        limit = model.budget_usd(self._session.config)
-        return None if limit is None else money.picousd(limit)
+    def _partitions(self) -> dict[str, list[int]]:
+        """Return what is to be asked, by teacher; tell what no teacher is configured for."""
+        found = lanes.by_teacher(self._session, self._plan, self._chosen.partitions)
+        missing = len(self._chosen.partitions) - sum(map(len, found.values()))
+        if missing:
+            self._log(
+                "warning",
+                f"{missing} partitions were planned for a teacher (model, revision, template_args) "
+                "that this configuration does not have; they are left as they are",
+            )
+        return found
+
+    async def _open(self, partitions: dict[str, list[int]]) -> None:
+        """Open the teachers that have work; what a journal holds needs its teacher's tokenizer."""
+        waiting = [*self._store.open, *self._waiting.partitions]
+        for name in {**partitions, **lanes.by_teacher(self._session, self._plan, waiting)}:
+            self._log("info", f"opening the teacher {name}")
+            self._opened[name] = self._session.teachers[name]
+            await self._opened[name].open()
 
     def _meter(self) -> RunMeter:
-        known = any(tariff is not None for tariff in self._session.tariffs.values())
+        known = any(
+            tariff is not None
+            for tariffs in self._session.tariffs.values()
+            for tariff in tariffs.values()
+        )
         ended = sum(c.ended for parts in self._store.commits.values() for c in parts)
         ended += sum(
             len(opened.contents.generations.keys() | opened.contents.failures.keys())
             for opened in self._store.open.values()
         )
         total = self._plan.samples - len(self._plan.retired())
-        if self._chosen.pilot_size is not None:
-            total = max(self._chosen.pilot_size, ended)
+        if self._chosen.wanted.pilot_size is not None:
+            total = max(self._chosen.wanted.pilot_size, ended)
         return RunMeter(
             self._observer,
             done=min(ended, total),
@@ -143,96 +160,114 @@ class _Generation:
             charged_picousd=lambda: self._budget.charged if known else None,
         )
 
-    async def _open(self) -> None:
-        """Open the teachers that have work; what a journal holds needs its teacher's tokenizer."""
-        missing = 0
-        for partition in [*self._chosen.partitions, *self._store.open]:
-            run = self._plan.run_of(partition)
-            name = self._teacher_of(run)
-            if name is None:
-                missing += partition in self._chosen.partitions
-            elif name not in self._opened:
-                self._log("info", f"opening the teacher {name}")
-                self._opened[name] = self._session.teachers[name]
-                await self._opened[name].open()
-        if missing:
-            self._log(
-                "warning",
-                f"{missing} partitions were planned for a teacher (model, revision, template_args) "
-                "that this configuration does not have; they are left as they are",
+    def _work(
+        self, stop: Stop, meter: RunMeter, partitions: dict[str, list[int]]
+    ) -> tuple[FanOut, Batching, Crew, Coroutine[None, None, None]]:
+        """Return all that asks, and the coroutine that lets it ask."""
+        batching = self._batching(stop, meter, partitions)
+        asked = {n: p for n, p in partitions.items() if not _in_batches(self._opened[n])}
+        admissions = {name: self._admission(name) for name in asked}
+        workers = self._session.config.generate.workers
+        crew = Crew(self._session, self._choice, admissions, meter, stop)
+        fan_out = self._fan_out(stop, meter)
+        if workers > 1:
+            assignments = Assignment.share_out(asked, workers)
+            self._store.hand_over({p for each in assignments for p in each.partitions})
+            asking = crew.run(assignments)
+        else:
+            asking = fan_out.run(
+                [lanes.lane(self._session, name, admissions[name], asked[name]) for name in asked]
             )
+        return fan_out, batching, crew, self._all(asking, batching, fan_out, workers)
 
-    def _teacher_of(self, run: Run) -> str | None:
-        """Return which configured teacher answers a run's samples: the one of the same identity.
+    async def _all(
+        self,
+        asking: Coroutine[None, None, None],
+        batching: Batching,
+        fan_out: FanOut,
+        workers: int,
+    ) -> None:
+        await asyncio.gather(asking, batching.run())
+        if workers > 1:
+            await fan_out.run([])  # commits what journals of earlier runs hold
 
-        A teacher's name in the configuration is no part of a sample's identity: what counts is
-        that another model never answers for the one that was planned.
-        """
-        keys = self._plan.keys_of(run)
-        planned = {k.removeprefix("teacher."): v for k, v in keys.items() if k[:8] == "teacher."}
-        same = [
-            name
-            for name, teacher in self._session.teachers.items()
-            if msgspec.to_builtins(teacher.identity) == planned
-        ]
-        return run.teacher if run.teacher in same else next(iter(same), None)
-
-    def _lanes(self) -> list[Lane]:
-        partitions: dict[str, list[int]] = {name: [] for name in self._opened}
-        for partition in self._chosen.partitions:
-            name = self._teacher_of(self._plan.run_of(partition))
-            if name is not None:
-                partitions[name].append(partition)
-        limit = self._session.config.generate.max_concurrency
-        return [
-            Lane(
-                teacher=teacher,
-                gate=Gate(teacher.endpoints, time.monotonic, limit),
-                tariff=self._session.tariffs[name],
-                partitions=partitions[name],
-                top_logprobs=self._session.facts.top_logprobs,
-                prompt_token_ids=self._session.config.generate.prompt_token_ids,
-            )
-            for name, teacher in self._opened.items()
-        ]
-
-    def _token_format(self, partition: int) -> TokenFormat:
-        run = self._plan.run_of(partition)
-        teacher = self._opened.get(self._teacher_of(run) or "")
-        tokenizer = None if teacher is None else teacher.tokenizer
-        temperature: Any = self._plan.keys_of(run).get("sampling.temperature")
-        facts = self._session.facts
-        return TokenFormat(
-            k=facts.top_logprobs,
-            precision="float32" if facts.logprob_precision == "float32" else "float16",
-            logprobs_mode="unknown" if teacher is None else teacher.capabilities.logprobs_mode,
-            temperature=temperature,
-            tokenizer=None if tokenizer is None else tokenizer.fingerprint,
-            tokenizer_name=None if tokenizer is None else tokenizer.name,
-            vocabulary_size=None if tokenizer is None else tokenizer.vocabulary_size,
+    def _fan_out(self, stop: Stop, meter: RunMeter) -> FanOut:
+        settings = self._session.config.generate
+        return FanOut(
+            self._store,
+            RetryPolicy(settings.retry, stop.sleep),
+            meter,
+            stop,
+            _failure_rate(self._session, stop),
+            self._chosen.wanted,
+            self._chosen.wanted.retry,
+            settings.drain_s,
         )
 
-    async def _watched(self, fan_out: FanOut, meter: RunMeter) -> None:
-        ticking = asyncio.create_task(self._tick(fan_out, meter))
+    def _batching(self, stop: Stop, meter: RunMeter, partitions: dict[str, list[int]]) -> Batching:
+        settings, session = self._session.config.generate, self._session
+        return Batching(
+            session.layout,
+            session.facts.corpus_id,
+            self._store,
+            [
+                lanes.batch_lane(
+                    session, teacher, name, self._budgets[name], partitions.get(name, [])
+                )
+                for name, teacher in self._opened.items()
+                if isinstance(teacher, BatchTeacher)
+            ],
+            self._waiting,
+            RetryPolicy(settings.retry, stop.sleep),
+            settings,
+            self._budget,
+            meter,
+            stop,
+            _failure_rate(session, stop),
+            self._chosen.wanted,
+            self._chosen.wanted.retry,
+            self._log,
+            session.lease.check,
+        )
+
+    def _admission(self, name: str) -> Admission:
+        own = self._budgets[name]
+        budgets = [self._budget] if own is None else [self._budget, own]
+        tell = partial(self._log, "warning")
+        return lanes.admission(self._session, self._store, name, budgets, tell)
+
+    async def _watched(
+        self,
+        work: tuple[FanOut, Batching, Crew, Coroutine[None, None, None]],
+        meter: RunMeter,
+    ) -> None:
+        fan_out, batching, crew, asking = work
+
+        def in_flight() -> int:
+            return fan_out.in_flight + batching.in_flight + crew.in_flight
+
+        ticking = asyncio.create_task(self._tick(in_flight, meter))
         try:
-            await fan_out.run(self._lanes())
+            await asking
         finally:
             ticking.cancel()
             with suppress(asyncio.CancelledError):
                 await ticking
             self._progress(meter.progress(0))
-            if fan_out.logprobs.missing:
+            missing = sum(each.logprobs.missing for each in (fan_out, batching))
+            missing += crew.without_logprobs
+            if missing:
                 self._log(
                     "warning",
-                    f"{fan_out.logprobs.missing} answers came without the logprobs that were asked "
-                    "for; their token columns are null",
+                    f"{missing} answers came without the logprobs that were asked for; their "
+                    "token columns are null",
                 )
 
-    async def _tick(self, fan_out: FanOut, meter: RunMeter) -> None:
+    async def _tick(self, in_flight: Callable[[], int], meter: RunMeter) -> None:
         written = 0.0
         while True:
             await asyncio.sleep(PROGRESS_S)
-            progress = meter.progress(fan_out.in_flight)
+            progress = meter.progress(in_flight())
             if time.monotonic() - written >= STATUS_S:
                 written = time.monotonic()
                 self._progress(progress)
@@ -246,3 +281,14 @@ class _Generation:
         with suppress(OSError):  # status is a convenience; the run does not depend on it
             encoded = msgspec.json.format(msgspec.json.encode(content))
             write_file(self._session.layout.status, encoded)
+
+
+def _failure_rate(session: Session, stop: Stop) -> FailureRate:
+    settings = session.config.generate
+    return FailureRate(
+        stop, settings.max_failure_rate, settings.failure_window, settings.failure_minimum
+    )
+
+
+def _in_batches(teacher: Teacher) -> bool:
+    return isinstance(teacher, BatchTeacher)

@@ -1,0 +1,272 @@
+"""Hand out places at a teacher's endpoints to requests that wait in line.
+
+A place that comes free goes straight to the request that waited longest; nobody else wakes. Where
+routing is sticky, each request has a favourite among the endpoints by rendezvous hashing (Thaler
+and Ravishankar, 1998) of how its prompt begins, and waits for it a little while others pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from corpusgen.errors import ExitCode, RunStopped
+from corpusgen.limits.place import Fate, Need, Permit, Place
+from corpusgen.teachers.interface import Endpoint
+
+_LOOK_S = 0.5
+"""How often closed endpoints are looked at again, whatever they say."""
+_STICKY_LOOK = 256
+"""Requests in line among which one that prefers a free endpoint is looked for."""
+
+
+class GateSettings(msgspec.Struct, frozen=True):
+    """How a gate behaves."""
+
+    max_concurrency: int | None = None
+    """Requests in flight over all endpoints."""
+    longest_pause_s: float = 3600.0
+    outage_s: float = 900.0
+    """Stop the run where no endpoint gave a sign of life for so long."""
+    first_cool_off_s: float = 1.0
+    longest_cool_off_s: float = 10.0
+    sticky: bool = False
+
+
+_DEFAULTS = GateSettings()
+
+
+class _Waiter:
+    __slots__ = ("future", "need")
+
+    def __init__(self, need: Need, future: asyncio.Future[Permit]) -> None:
+        self.need = need
+        self.future = future
+
+
+class Gate:
+    """The line before one teacher's endpoints."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        clock: Callable[[], float],
+        settings: GateSettings = _DEFAULTS,
+        earlier: Mapping[str, list[tuple[float, int]]] | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """`earlier` holds the last day's (seconds ago, tokens) by endpoint; `tell` gets news."""
+        self._clock = clock
+        self._settings = settings
+        self._tell = tell or (lambda _: None)
+        self._places = [
+            Place(
+                endpoint,
+                clock,
+                settings.max_concurrency,
+                settings.first_cool_off_s,
+                settings.longest_cool_off_s,
+                (earlier or {}).get(endpoint.name, ()),
+            )
+            for endpoint in endpoints
+        ]
+        self._waiting: deque[_Waiter] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._served: asyncio.Future[None] | None = None
+        self.in_flight = 0
+        """Requests under way now."""
+        self.counts_tokens = any(place.counts_tokens for place in self._places)
+        """Whether `Need.tokens` matters to any endpoint."""
+
+    @property
+    def concurrency(self) -> int:
+        """Requests that may be in flight over all endpoints as things stand."""
+        room = sum(place.concurrency.limit for place in self._places)
+        return min(room, self._settings.max_concurrency or room)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._waiting)
+
+    @property
+    def wishes(self) -> int:
+        """How many requests should be in line, so that none that comes free stays so."""
+        return max(self.concurrency // 8, 2) + (_STICKY_LOOK if self._settings.sticky else 0)
+
+    async def enter(self, need: Need) -> Permit:
+        """Wait for a place and take it; `leave` or `give_back` must follow.
+
+        Raises `RunStopped` where every endpoint is closed for longer than `longest_pause_s` (exit
+        code 4), or none has given a sign of life for `outage_s` (exit code 1).
+        """
+        if not self._waiting:
+            place = self._place_for(need)
+            if place is not None:
+                return self._take(place, need)
+        waiter = _Waiter(need, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
+        if self._settings.sticky:
+            self._serve()
+        elif len(self._waiting) == 1:  # further back nobody can go before the first
+            self._come_back()
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            future = waiter.future
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.give_back(future.result())
+            elif waiter in self._waiting:
+                self._waiting.remove(waiter)
+            raise
+
+    def leave(self, permit: Permit, fate: Fate) -> None:
+        """Give a place back and say what became of the request."""
+        self.in_flight -= 1
+        news = permit.place.end(permit, fate)
+        if news is not None:
+            self._tell(news)
+        if self._waiting:
+            self._serve()
+
+    def give_back(self, permit: Permit) -> None:
+        """Give a place back that was not used."""
+        self.in_flight -= 1
+        permit.place.give_back(permit)
+        self._serve()
+
+    async def wait_for_demand(self) -> None:
+        """Return when fewer requests are in line than should be.
+
+        Once there were enough, it returns when half of them are gone, so that many are begun at
+        a time.
+        """
+        while len(self._waiting) >= self.wishes:
+            if self._served is None:
+                self._served = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._served)
+
+    def close(self) -> None:
+        """Forget the timer; nobody may be in line."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _take(self, place: Place, need: Need) -> Permit:
+        self.in_flight += 1
+        return place.take(need)
+
+    def _serve(self) -> None:
+        """Give free places to those who wait, and come back when time opens the next."""
+        while self._waiting:
+            found = self._next()
+            if found is None:
+                break
+            waiter, place = found
+            self._waiting.remove(waiter)
+            if not waiter.future.done():
+                waiter.future.set_result(self._take(place, waiter.need))
+        if self._served is not None and len(self._waiting) <= self.wishes // 2:
+            self._served.set_result(None)
+            self._served = None
+        if self._waiting:
+            self._come_back()
+
+    def _next(self) -> tuple[_Waiter, Place] | None:
+        """Return who goes next and where to; null where nobody can."""
+        first = self._waiting[0]
+        if self._settings.sticky and len(self._places) > 1:
+            for waiter, _ in zip(self._waiting, range(_STICKY_LOOK), strict=False):
+                place = self._favourite(waiter.need)
+                if place.has_room(waiter.need) and self._has_room:
+                    return waiter, place
+        place_or_none = self._place_for(first.need)
+        return None if place_or_none is None else (first, place_or_none)
+
+    @property
+    def _has_room(self) -> bool:
+        most = self._settings.max_concurrency
+        return most is None or self.in_flight < most
+
+    def _place_for(self, need: Need) -> Place | None:
+        """Return the least loaded endpoint that may take a request now."""
+        if not self._has_room:
+            return None
+        if len(self._places) == 1:
+            place = self._places[0]
+            return place if place.has_room(need) else None
+        open_places = [place for place in self._places if place.has_room(need)]
+        others = [place for place in open_places if place.endpoint.name != need.avoid]
+        if self._settings.sticky and others and need.prefix is not None:
+            favourite = self._favourite(need)
+            if favourite in others:
+                return favourite
+        return min(others or open_places, key=lambda place: place.load, default=None)
+
+    def _favourite(self, need: Need) -> Place:
+        healthy = [place for place in self._places if not place.health.ejected] or self._places
+        if need.prefix is None:
+            return min(healthy, key=lambda place: place.load)
+        prefix = need.prefix
+        return max(healthy, key=lambda place: _score(place.endpoint, prefix))
+
+    def _come_back(self) -> None:
+        """Set a timer for the first endpoint that time opens; stop a run that waits in vain."""
+        first = self._waiting[0].need
+        waits = [place.opens_in(first) for place in self._places]
+        known = [wait for wait in waits if wait]
+        if self.in_flight == 0:
+            self._give_up_where_hopeless(min(known, default=0.0))
+        if known or (self.in_flight == 0 and self._waiting):
+            self._wake_in(min(*known, _LOOK_S, _LOOK_S))
+
+    def _wake_in(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(seconds, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._serve()
+
+    def _give_up_where_hopeless(self, soonest: float) -> None:
+        settings = self._settings
+        now = self._clock()
+        silent = min(now - place.health.answered_at for place in self._places)
+        used_up = [place.used_up for place in self._places if place.used_up is not None]
+        if len(used_up) == len(self._places):
+            self._refuse_all(f"every endpoint's quota is used up: {used_up[-1]}", ExitCode.BUDGET)
+        elif all(place.health.ejected for place in self._places) and silent > settings.outage_s:
+            self._refuse_all(
+                f"no endpoint of the teacher has answered for {silent:.0f} s; the last one said: "
+                f"{self._places[0].health.reason} What was answered is committed; run the same "
+                "command again once it is back",
+                ExitCode.ERROR,
+            )
+        elif soonest > settings.longest_pause_s:
+            names = ", ".join(place.endpoint.name for place in self._places)
+            self._refuse_all(
+                f"the limits of {names} are used up for the next {soonest / 3600:.1f} hours, "
+                "longer than generate.longest_pause_s. What was answered is committed; run the "
+                "same command again then",
+                ExitCode.BUDGET,
+            )
+
+    def _refuse_all(self, message: str, code: ExitCode) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.future.done():
+                waiter.future.set_exception(RunStopped(message, code))
+
+
+def _score(endpoint: Endpoint, prefix: bytes) -> float:
+    digest = hashlib.blake2b(prefix, key=endpoint.name.encode()[:64], digest_size=8).digest()
+    share = (int.from_bytes(digest) + 1) / (2**64 + 1)
+    return -endpoint.weight / math.log(share)
