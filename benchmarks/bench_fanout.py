@@ -1,99 +1,108 @@
-"""Measure the whole way of an answer, from the wire to committed Parquet, against bare aiohttp.
+"""Measure the CPU that an answer costs on its way from the wire to committed Parquet.
 
-    python benchmarks/bench_fanout.py [--answers 2000] [--in-flight 200]
+    python benchmarks/bench_fanout.py [--answers 2000] [--in-flight 200] [--rounds 3]
+                                      [--without-peers] [--json]
 
-Both clients ask the same scripted server, which runs in a process of its own: the bare one reads
-the bytes and forgets them, corpusgen decodes, journals, commits and keeps the ledger. Printed is
-CPU time of the client per answer (its start-up left out) and the ratio of the two, in one run.
+2,000 short answers of a scripted server that takes 100 ms for each, 200 in flight. Compared are a
+bare aiohttp client that reads the bytes and forgets them; corpusgen with journal, ledger, budget,
+rate limits and Parquet; curator and distilabel (benchmarks/peers.py) with what they write.
+
+The server runs on one core; each client runs on the other, alone, in a process of its own, twice:
+cold, where the CPU of the whole command counts, start-up included; and warm, where the process has
+asked 20 other prompts before the measurement begins. Warm is held against bare aiohttp (from the
+moment when the plan stands), cold against the peers, whose start-up belongs to what a user waits
+for; the warm figures of all stand beside it. Of several rounds the cheapest counts; peers run once.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import os
-import resource
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import aiohttp
-
-from corpusgen import pipeline
-from corpusgen.config_file import parse_config
-from corpusgen.events import Event, Planned
+from benchmarks.measuring import Report, Used, arguments, child, leave, pin
+from benchmarks.peers import CLIENTS, REQUIREMENTS, python_of
 from tests.loopback import spawned
 
-
-def cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-async def bare(base_url: str, answers: int, in_flight: int) -> tuple[float, float]:
-    """Return wall and CPU seconds of a client that only reads the bytes."""
-    queue = iter(range(answers))
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        url = f"{base_url}/chat/completions"
-
-        async def worker() -> None:
-            for number in queue:
-                messages = [{"role": "user", "content": f"question {number}"}]
-                body = {"model": "m", "messages": messages, "max_tokens": 64}
-                async with session.post(url, json=body) as response:
-                    await response.read()
-
-        wall, cpu = time.perf_counter(), cpu_s()
-        await asyncio.gather(*(worker() for _ in range(in_flight)))
-        return time.perf_counter() - wall, cpu_s() - cpu
+MOST_TIMES_BARE = 2.0
+LEAST_TIMES_LESS_THAN_PEERS = 5.0
+WARM_UP = 20
 
 
-def whole(base_url: str, answers: int, in_flight: int) -> tuple[float, float]:
-    """Return wall and CPU seconds of `corpusgen generate` after its planning."""
+class Costs(msgspec.Struct, frozen=True):
+    """What an answer costs a client."""
+
+    answers_per_s: float
+    warm_ms: float
+    cold_ms: float
+    asking_ms: float
+    """Warm, and without planning, where a client plans."""
+
+
+def run(client: str, python: str | Path, asked: dict[str, Any], *, warm: bool) -> Used:
+    """Run a client; raise `RuntimeError` where an answer is missing."""
     with tempfile.TemporaryDirectory() as directory:
-        root = Path(directory)
-        prompts = root / "prompts.jsonl"
-        prompts.write_text(
-            "".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(answers))
-        )
-        endpoint = {"base_url": base_url, "max_concurrency": in_flight}
-        config = {
-            "out": str(root / "out"),
-            "prompts": [{"path": str(prompts)}],
-            "teacher": {"kind": "openai", "model": "m", "endpoints": [endpoint]},
-            "sampling": {"max_tokens": 64},
-        }
-        began: list[float] = []
+        wanted = asked | {"directory": directory, "warm_up": WARM_UP if warm else 0}
+        used = child(python, CLIENTS / f"{client}.py", wanted)
+    if used.said["answers"] != asked["answers"]:
+        raise RuntimeError(f"{client} has {used.said['answers']} of {asked['answers']} answers")
+    return used
 
-        def observer(event: Event) -> None:
-            if isinstance(event, Planned):
-                began.extend((time.perf_counter(), cpu_s()))
 
-        pipeline.generate(parse_config(json.dumps(config)), observer=observer)
-        return time.perf_counter() - began[0], cpu_s() - began[1]
+def cheapest(client: str, python: str | Path, asked: dict[str, Any], rounds: int) -> Costs:
+    """Return what a client costs, in milliseconds of CPU an answer."""
+    warm = [run(client, python, asked, warm=True) for _ in range(rounds)]
+    cold = [run(client, python, asked, warm=False) for _ in range(rounds)]
+    each = 1000 / asked["answers"]
+    return Costs(
+        answers_per_s=asked["answers"] / min(used.said["wall_s"] for used in warm),
+        warm_ms=each * min(used.said["cpu_s"] for used in warm),
+        cold_ms=each * min(used.cpu_s for used in cold),
+        asking_ms=each * min(used.said.get("asking_cpu_s", used.said["cpu_s"]) for used in warm),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = arguments(__doc__)
     parser.add_argument("--answers", type=int, default=2000)
     parser.add_argument("--in-flight", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--without-peers", action="store_true")
     chosen = parser.parse_args()
-    with spawned("--latency-ms", "100") as server:
-        asyncio.run(bare(server.base_url, 200, 50))  # warms the server
-        rows = {
-            "bare aiohttp": asyncio.run(bare(server.base_url, chosen.answers, chosen.in_flight)),
-            "corpusgen": whole(server.base_url, chosen.answers, chosen.in_flight),
+    peers = {} if chosen.without_peers else {name: python_of(name) for name in REQUIREMENTS}
+    report = Report(f"{chosen.answers} short answers, {chosen.in_flight} in flight")
+    server_options = (*pin(), "--latency-ms", "100")
+    with spawned(*server_options) as server:
+        asked = {
+            "base_url": server.base_url,
+            "answers": chosen.answers,
+            "in_flight": chosen.in_flight,
+            "max_tokens": 64,
+            "top_logprobs": 0,
         }
-    print(f"{chosen.answers} answers, {chosen.in_flight} in flight, {os.cpu_count()} cores")
-    for name, (wall, cpu) in rows.items():
-        rate, each = chosen.answers / wall, 1000 * cpu / chosen.answers
-        print(f"{name:<14} {rate:8.0f} answers/s {each:8.3f} ms CPU an answer")
-    print(f"ratio of CPU: {rows['corpusgen'][1] / rows['bare aiohttp'][1]:.2f}")
+        bare = cheapest("bare", sys.executable, asked, chosen.rounds)
+        ours = cheapest("ours", sys.executable, asked, chosen.rounds)
+        found = {name: cheapest(name, python, asked, 1) for name, python in peers.items()}
+    for name, costs in {"bare aiohttp": bare, "corpusgen": ours, **found}.items():
+        report.row(
+            client=name,
+            answers_per_s=costs.answers_per_s,
+            warm_ms_an_answer=costs.warm_ms,
+            cold_ms_an_answer=costs.cold_ms,
+        )
+    report.note(f"corpusgen, warm, without its planning: {ours.asking_ms:.3f} ms an answer")
+    ratio = ours.asking_ms / bare.warm_ms
+    report.bar("corpusgen's CPU, times bare aiohttp's", ratio, at_most=MOST_TIMES_BARE)
+    for name, costs in found.items():
+        report.note(f"{name}'s CPU, warm, times ours: {costs.warm_ms / ours.warm_ms:.1f}")
+        times = costs.cold_ms / ours.cold_ms
+        report.bar(f"{name}'s CPU, cold, times ours", times, at_least=LEAST_TIMES_LESS_THAN_PEERS)
+    leave(report, chosen)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,15 @@ A marker anywhere in the prompt chooses what happens to it:
 
 Shares (`--share 429=0.1`) do the same to a part of the requests, chosen by a hash of seed, prompt
 and how often it was seen, so that a run repeats whatever the order of arrival. GET /log returns
-every request and a summary, GET /stats the summary, GET /v1/models the model.
+every request and a summary, GET /stats the summary (?since=…&until=… that of an interval), GET
+/v1/models the model. POST /control changes the script while it runs: a JSON object with any of its
+options, and `die_s`, which closes the port and every connection for so long (null: for good).
+
+    spawned("--rpm", "600", "--rate-headers")                         # tests/loopback_limits.py
+    spawned("--slots", "8", "--tokens-per-s", "200", "--lengths", "lognormal")    # …_capacity.py
+    server.control(fault="500"); server.control(fault=None); server.control(die_s=3)
+
+Every response has an `x-request-id`: `req-` and the request's number in the log.
 """
 
 from __future__ import annotations
@@ -29,6 +37,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -37,11 +46,15 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import urlencode
 
+import msgspec
 from aiohttp import web
 
-from tests.loopback_server import Loopback, Script
+from tests.loopback_script import Script
+from tests.loopback_server import Loopback
 
 __all__ = ["Running", "Script", "serving", "spawned"]
 
@@ -59,13 +72,18 @@ class Running:
         requests: list[dict[str, Any]] = self._get("/log")["requests"]
         return requests
 
-    def stats(self) -> dict[str, Any]:
-        """Return the log's summary."""
-        return self._get("/stats")
+    def stats(self, **bounds: float) -> dict[str, Any]:
+        """Return the log's summary; `since` and `until`, in seconds since the epoch, bound it."""
+        return self._get(f"/stats?{urlencode(bounds)}")
 
-    def _get(self, path: str) -> dict[str, Any]:
+    def control(self, **changes: Any) -> float:
+        """Change the script from now on; return when that was, in seconds since the epoch."""
+        at: float = self._get("/control", json.dumps(changes).encode())["at"]
+        return at
+
+    def _get(self, path: str, body: bytes | None = None) -> dict[str, Any]:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(self.root + path, timeout=30) as response:
+        with opener.open(self.root + path, body, timeout=30) as response:
             found: dict[str, Any] = json.load(response)
             return found
 
@@ -115,35 +133,82 @@ def spawned(*arguments: str) -> Iterator[Running]:
             process.stdin.close()
 
 
+class _Listener:
+    """The port and its connections, which can be closed and opened again."""
+
+    def __init__(self, script: Script, tls: ssl.SSLContext | None) -> None:
+        handle = Loopback(script, self.die).handle
+        server = web.Server(handle, handler_cancellation=True, access_log=None)
+        self.runner = web.ServerRunner(server, shutdown_timeout=0)
+        self._tls = tls
+        self._site: web.TCPSite | None = None
+        self._dying: asyncio.Task[None] | None = None
+
+    async def listen(self, port: int) -> int:
+        """Bind, and return the port."""
+        self._site = web.TCPSite(
+            self.runner, "127.0.0.1", port, ssl_context=self._tls, backlog=1024, reuse_address=True
+        )
+        await self._site.start()
+        return self._site.port
+
+    def die(self, back_after_s: float | None) -> None:
+        """Close everything, a moment after the answer to whoever asked for it."""
+        self._dying = asyncio.create_task(self._die(back_after_s))
+
+    async def _die(self, back_after_s: float | None) -> None:
+        await asyncio.sleep(0.02)
+        assert self._site is not None
+        assert self.runner.server is not None
+        port = self._site.port
+        await self._site.stop()
+        for connection in self.runner.server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+        if back_after_s is not None:
+            await asyncio.sleep(back_after_s)
+            await self.listen(port)
+
+    async def close(self) -> None:
+        if self._dying is not None:
+            self._dying.cancel()
+        await self.runner.cleanup()
+
+
 @asynccontextmanager
 async def _listening(script: Script, port: int, tls: ssl.SSLContext | None) -> AsyncIterator[int]:
     """Bind, and yield the port; on leaving, close every connection at once."""
-    server = web.Server(Loopback(script).handle, handler_cancellation=True, access_log=None)
-    runner = web.ServerRunner(server, shutdown_timeout=0)
-    await runner.setup()
+    listener = _Listener(script, tls)
+    await listener.runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls, backlog=1024).start()
-        yield runner.addresses[0][1]
+        yield await listener.listen(port)
     finally:
-        await runner.cleanup()
+        await listener.close()
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line: every option of `Script`, and where and how long to serve."""
     parser = argparse.ArgumentParser(prog="python -m tests.loopback", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--latency-ms", type=float, default=Script().latency_ms)
-    parser.add_argument("--slow-ms", type=float, default=Script().slow_ms)
-    parser.add_argument("--answer-tokens", type=int, default=Script().answer_tokens)
-    parser.add_argument("--share", action="append", default=[], metavar="FAULT=SHARE")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--retry-after")
-    parser.add_argument("--capacity", type=int)
-    parser.add_argument("--api-key")
-    parser.add_argument("--max-top-logprobs", type=int, default=Script().max_top_logprobs)
-    parser.add_argument("--keep-bodies", action="store_true")
+    parser.add_argument("--cpu", type=int, help="the only core to run on")
     parser.add_argument("--until-eof", action="store_true", help="stop when stdin ends")
+    parser.add_argument("--share", action="append", default=[], metavar="FAULT=SHARE")
+    for field in msgspec.structs.fields(Script):
+        if field.name != "shares":
+            default = False if field.type is bool else field.default
+            _add_option(parser, f"--{field.name.replace('_', '-')}", field.type, default)
     return parser.parse_args(arguments)
+
+
+def _add_option(parser: argparse.ArgumentParser, flag: str, kind: Any, default: Any) -> None:
+    if kind is bool:
+        parser.add_argument(flag, action="store_true")
+    elif get_origin(kind) is Literal:
+        parser.add_argument(flag, choices=get_args(kind), default=default)
+    else:
+        convert = next((k for k in get_args(kind) if k is not NoneType), kind)
+        parser.add_argument(flag, type=convert, default=default)
 
 
 def _script(given: argparse.Namespace) -> Script:
@@ -153,6 +218,8 @@ def _script(given: argparse.Namespace) -> Script:
 
 
 async def _serve(given: argparse.Namespace) -> None:
+    if given.cpu is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {given.cpu})
     async with _listening(_script(given), given.port, None) as port:
         print(port, flush=True)
         if given.until_eof:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import re
 import time
+import zlib
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from tests.loopback_text import answer_body, draw_answer, prompt_tokens
+from tests.loopback_capacity import Slots, answer_of_length, lognormal
+from tests.loopback_limits import Limits, SlidingLimits
+from tests.loopback_plain import text_body
+from tests.loopback_script import Record, Script
+from tests.loopback_text import Drawn, Ids, answer_body, draw_answer, prompt_tokens
 
 MARKER = re.compile(r"\[\[(once:)?([a-z0-9]+)(?::(\d+))?\]\]")
 ERRORS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -25,84 +32,50 @@ ERRORS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-class Script(msgspec.Struct, frozen=True):
-    """How the server behaves where a prompt has no marker."""
-
-    latency_ms: float = 0.0
-    slow_ms: float = 2000.0
-    answer_tokens: int = 24
-    """Mean tokens an answer; `max_tokens` cuts it."""
-    shares: dict[str, float] = {}
-    """Share of the requests by fault."""
-    seed: int = 0
-    retry_after: str | None = None
-    """The value of the Retry-After header of 429 and 503."""
-    capacity: int | None = None
-    """Requests in flight above which it answers 429."""
-    api_key: str | None = None
-    """Where set, requests without it are answered with 401."""
-    max_top_logprobs: int = 20
-    keep_bodies: bool = True
-    """Whether the log holds each request's body."""
-
-
 class Body(msgspec.Struct):
     """What the server reads of a request; the rest is ignored."""
 
     model: str
-    messages: list[dict[str, Any]]
+    messages: list[dict[str, Any]] = []
+    prompt: str | None = None
+    """Of `/completions`, where `logprobs` is the k."""
     n: int = 1
     seed: int | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int = 0
-
-
-class Record(msgspec.Struct):
-    """One request as the server saw it."""
-
-    number: int
-    at: float
-    path: str
-    prompt: str
-    seen: int
-    """How often this prompt had come, this time included."""
-    in_flight: int
-    """Requests in flight, this one included."""
-    draws: int
-    seed: int | None
-    authorization: str | None
-    body: msgspec.Raw | None
-    fault: str | None = None
-    status: int | None = None
-    """Null: no status was sent, or the client left first."""
-    cancelled: bool = False
-    prompt_tokens: int = 0
-    """Billed; 0 where nothing is. A torn answer is billed, an error is not."""
-    completion_tokens: int = 0
-    latency_s: float = 0.0
+    logprobs: bool | int = False
+    top_logprobs: int | None = None
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
 
 
 class Loopback:
-    """The server's state and its handler."""
+    """The server's state and its handler.
 
-    def __init__(self, script: Script) -> None:
+    `die` is called with the seconds after which it is to listen again, null for never.
+    """
+
+    def __init__(self, script: Script, die: Callable[[float | None], None]) -> None:
         self.script = script
         self.records: list[Record] = []
+        self._die = die
+        self._limits = SlidingLimits()
+        self._slots = Slots()
+        self._prebuilt: dict[tuple[object, ...], tuple[bytes, int]] = {}
         self._seen: Counter[str] = Counter()
         self._in_flight = 0
-        self._peak = 0
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one HTTP request."""
         if request.method == "GET":
-            return self._books(request.path)
+            return self._books(request)
         raw = await request.content.read()
-        if not request.path.endswith("/chat/completions"):
+        if request.path == "/control":
+            return self._control(raw)
+        if not request.path.endswith("/completions"):
             return _error(404, {"message": f"unknown path {request.path}"})
         try:
-            body = msgspec.json.decode(raw, type=Body)
+            body = _as_chat(msgspec.json.decode(raw, type=Body))
         except ValueError as error:
             return _error(400, {"message": f"bad request: {error}"})
         record = self._arrive(request, body, raw)
@@ -111,42 +84,70 @@ class Loopback:
             return await self._answer(request, body, record)
         except asyncio.CancelledError:
             record.cancelled = True
+            if self.script.bill_cancelled and record.is_underway:
+                self._bill(record, body, self._built(body, record)[1])
             raise
         finally:
             self._in_flight -= 1
             record.latency_s = time.perf_counter() - started
 
-    def summary(self) -> dict[str, Any]:
-        """Add up the log."""
-        records = self.records
+    def summary(self, since: float = 0.0, until: float = math.inf) -> dict[str, Any]:
+        """Add up the log, or an interval of it, in seconds since the epoch.
+
+        Requests and statuses are those of requests that arrived in the interval; answered and
+        billed is what ended in it.
+        """
+        arrived = [r for r in self.records if since <= r.at < until]
+        ended = [r for r in self.records if r.latency_s and since <= r.ended_at < until]
+        peak = max((r.in_flight for r in arrived), default=0)
         return {
-            "requests": len(records),
+            "requests": len(arrived),
             "in_flight": self._in_flight,
-            "peak_in_flight": self._peak,
-            "cancelled": sum(r.cancelled for r in records),
-            "statuses": Counter(str(r.status) for r in records),
-            "faults": Counter(r.fault for r in records if r.fault),
+            "peak_in_flight": peak,
+            "cancelled": sum(r.cancelled for r in arrived),
+            "statuses": Counter(str(r.status) for r in arrived),
+            "faults": Counter(r.fault for r in arrived if r.fault),
             "prompts": len(self._seen),
             "most_seen": max(self._seen.values(), default=0),
-            "billed_requests": sum(r.completion_tokens > 0 for r in records),
-            "prompt_tokens": sum(r.prompt_tokens for r in records),
-            "completion_tokens": sum(r.completion_tokens for r in records),
+            "answered": sum(r.status == 200 and r.fault != "torn" for r in ended),
+            "rejected": sum(r.status == 429 for r in arrived),
+            "billed_requests": sum(r.completion_tokens > 0 for r in ended),
+            "charged_tokens": sum(r.charged_tokens for r in arrived),
+            "prompt_tokens": sum(r.prompt_tokens for r in ended),
+            "completion_tokens": sum(r.completion_tokens for r in ended),
         }
 
-    def _books(self, path: str) -> web.Response:
+    def _books(self, request: web.BaseRequest) -> web.Response:
+        path = request.path
+        bounds = {name: float(value) for name, value in request.query.items()}
         if path == "/log":
             return _json(200, {"requests": self.records, "summary": self.summary()})
         if path == "/stats":
-            return _json(200, self.summary())
+            return _json(200, self.summary(**bounds))
         if path.endswith("/models"):
             return _json(200, {"object": "list", "data": [{"id": "loopback", "object": "model"}]})
         return _error(404, {"message": f"unknown path {path}"})
+
+    def _control(self, raw: bytes) -> web.Response:
+        """Change the script from now on; `die_s` closes the port and every connection."""
+        try:
+            changes = msgspec.json.decode(raw, type=dict[str, Any])
+            dies = "die_s" in changes
+            back_after_s = changes.pop("die_s", None)
+            unknown = changes.keys() - set(Script.__struct_fields__)
+            if unknown:
+                raise ValueError(f"no such option: {', '.join(sorted(unknown))}")
+            self.script = msgspec.convert(msgspec.structs.asdict(self.script) | changes, Script)
+        except ValueError as error:
+            return _error(400, {"message": str(error)})
+        if dies:
+            self._die(back_after_s)
+        return _json(200, {"at": time.time()})
 
     def _arrive(self, request: web.BaseRequest, body: Body, raw: bytes) -> Record:
         prompt = _last_text(body.messages)
         self._seen[prompt] += 1
         self._in_flight += 1
-        self._peak = max(self._peak, self._in_flight)
         record = Record(
             number=len(self.records),
             at=time.time(),
@@ -156,7 +157,8 @@ class Loopback:
             in_flight=self._in_flight,
             draws=body.n,
             seed=body.seed,
-            authorization=request.headers.get("Authorization"),
+            authorization=request.headers.get("Authorization") or request.headers.get("api-key"),
+            attempt_id=request.headers.get("X-Client-Request-Id"),
             body=msgspec.Raw(raw) if self.script.keep_bodies else None,
         )
         self.records.append(record)
@@ -170,11 +172,16 @@ class Loopback:
             return self._fail(record, 401, {"code": "invalid_api_key", "message": "No such key."})
         if script.capacity is not None and self._in_flight > script.capacity:
             return self._fail(record, 429, {"message": "too many requests in flight"})
-        if body.top_logprobs > script.max_top_logprobs:
+        if (body.top_logprobs or 0) > script.max_top_logprobs:
             return self._fail(record, 400, {"message": "top_logprobs is too large"})
+        if script.refuse_n and body.n > 1:
+            return self._fail(record, 400, {"message": "only n = 1 is supported"})
+        limited = self._limited(record, body)
+        if limited is not None:
+            return limited
         what, argument = self._fault(record)
         record.fault = what
-        delay_ms = script.slow_ms if what == "slow" else script.latency_ms
+        delay_ms = script.slow_ms if what == "slow" else self._latency_ms(record)
         if delay_ms:
             await asyncio.sleep(delay_ms / 1000)
         if what == "hang":
@@ -193,27 +200,90 @@ class Loopback:
             return self._fail(record, int(what), {"message": f"scripted fault {what}"})
         return await self._complete(request, body, record)
 
+    def _limited(self, record: Record, body: Body) -> web.Response | None:
+        """Return the 429 of a rate that is used up; charge the request where it is not."""
+        longest = _limit(body) or self.script.answer_tokens
+        prompted = prompt_tokens(body.messages)
+        before = self._limits.charged_tokens
+        wait_s = self._limits.admit(self._rates, prompted, body.n * longest)
+        record.charged_tokens = self._limits.charged_tokens - before
+        if wait_s is None:
+            return None
+        record.fault = "limit"
+        response = _error(429, {"code": "rate_limit_exceeded", "message": "Rate limit reached."})
+        if self.script.rate_headers:
+            response.headers["Retry-After"] = str(math.ceil(wait_s))
+            response.headers["retry-after-ms"] = str(math.ceil(1000 * wait_s))
+        return self._status(record, response)
+
+    @property
+    def _rates(self) -> Limits:
+        script = self.script
+        return Limits(script.rpm, script.tpm, script.window_s, script.tpm_rule)
+
+    def _latency_ms(self, record: Record) -> float:
+        script = self.script
+        key = f"{script.seed}/{record.seen}/{record.prompt}".encode()
+        return lognormal(key, script.latency_ms, script.latency_sigma)
+
     async def _complete(
         self, request: web.BaseRequest, body: Body, record: Record
     ) -> web.StreamResponse:
         """Answer, and bill the answer before it is sent, as a provider does."""
-        limit = body.max_completion_tokens or body.max_tokens
-        key = msgspec.json.encode([body.model, body.messages, body.seed], order="sorted")
-        answers = [
-            draw_answer(key, i, record.fault, self.script.answer_tokens, limit)
-            for i in range(body.n)
-        ]
-        record.prompt_tokens = prompt_tokens(body.messages)
-        record.completion_tokens = sum(answer.tokens for answer in answers)
-        top = body.top_logprobs if body.logprobs else None
-        encoded = answer_body(body.model, record.number, answers, record.prompt_tokens, top)
+        script = self.script
+        encoded, tokens = self._built(body, record)
+        if script.slots is not None:
+            pace = script.tokens_per_s
+            await self._slots.decode(tokens, script.slots, pace, script.collapse_above)
+        self._bill(record, body, tokens)
         if record.fault == "torn":
             return await _torn(request, record, encoded)
         response = web.Response(body=encoded, content_type="application/json")
-        response.headers["x-request-id"] = f"req-{record.number}"
         return self._status(record, response)
 
+    def _bill(self, record: Record, body: Body, tokens: int) -> None:
+        record.prompt_tokens = prompt_tokens(body.messages)
+        record.completion_tokens = tokens
+        before = self._limits.charged_tokens
+        self._limits.completed(self._rates, tokens)
+        record.charged_tokens += self._limits.charged_tokens - before
+
+    def _built(self, body: Body, record: Record) -> tuple[bytes, int]:
+        """Return an answer's body and its billed tokens."""
+        variants = self.script.variants
+        if variants is None:
+            key = msgspec.json.encode([body.model, body.messages, body.seed], order="sorted")
+            return self._build(key, body, record)
+        variant = zlib.crc32(record.prompt.encode()) % variants
+        prompted = prompt_tokens(body.messages)
+        asked = (body.n, _limit(body), body.logprobs, body.top_logprobs)
+        as_ids = (body.prompt is None, body.return_token_ids, body.return_tokens_as_token_ids)
+        shape = (variant, record.fault, prompted, *asked, *as_ids)
+        if shape not in self._prebuilt:
+            self._prebuilt[shape] = self._build(str(variant).encode(), body, record)
+        return self._prebuilt[shape]
+
+    def _build(self, key: bytes, body: Body, record: Record) -> tuple[bytes, int]:
+        draws = min(body.n, self.script.most_choices or body.n)
+        answers = [self._draw(key, draw, body, record) for draw in range(draws)]
+        top = (body.top_logprobs or 0) if body.logprobs else None
+        prompted = prompt_tokens(body.messages)
+        ids = Ids(body.return_token_ids, body.return_tokens_as_token_ids)
+        build = answer_body if body.prompt is None else text_body
+        encoded = build(body.model, record.number, answers, prompted, top, ids)
+        return encoded, sum(answer.tokens for answer in answers)
+
+    def _draw(self, key: bytes, draw: int, body: Body, record: Record) -> Drawn:
+        script = self.script
+        if script.lengths == "uniform" or record.fault not in (None, "slow", "torn"):
+            return draw_answer(key, draw, record.fault, script.answer_tokens, _limit(body))
+        sigma = script.length_sigma if script.lengths == "lognormal" else 0.0
+        count = lognormal(b"length" + key + draw.to_bytes(2), script.answer_tokens, sigma)
+        return answer_of_length(key, draw, max(1, round(count)), _limit(body))
+
     def _fault(self, record: Record) -> tuple[str | None, str | None]:
+        if self.script.fault is not None:
+            return self.script.fault, None
         marker = MARKER.search(record.prompt)
         if marker is not None:
             once, what, argument = marker.groups()
@@ -236,7 +306,26 @@ class Loopback:
 
     def _status(self, record: Record, response: web.Response) -> web.Response:
         record.status = response.status
+        response.headers["x-request-id"] = f"req-{record.number}"
+        if self.script.rate_headers:
+            response.headers.update(self._limits.headers(self._rates))
         return response
+
+
+def _as_chat(body: Body) -> Body:
+    """Return a plain completion's body as that of a chat with one message."""
+    if body.prompt is None:
+        return body
+    return msgspec.structs.replace(
+        body,
+        messages=[{"role": "user", "content": body.prompt}],
+        logprobs=bool(body.logprobs),
+        top_logprobs=int(body.logprobs),
+    )
+
+
+def _limit(body: Body) -> int | None:
+    return body.max_completion_tokens or body.max_tokens
 
 
 def _last_text(messages: list[dict[str, Any]]) -> str:
@@ -265,7 +354,8 @@ def _dropped(request: web.BaseRequest) -> web.Response:
 
 async def _torn(request: web.BaseRequest, record: Record, body: bytes) -> web.StreamResponse:
     """Announce the whole body, send half of it, and close the connection."""
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", "x-request-id": f"req-{record.number}"}
+    response = web.StreamResponse(headers=headers)
     response.content_length = len(body)
     record.status = 200
     await response.prepare(request)

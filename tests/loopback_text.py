@@ -116,10 +116,39 @@ _FIXED: dict[str | None, tuple[dict[str, Any], str]] = {
 }
 
 
+class Ids(msgspec.Struct, frozen=True):
+    """Whether token ids are sent, as vLLM does: a word's id is its index."""
+
+    listed: bool = False
+    """`return_token_ids`"""
+    written: bool = False
+    """`return_tokens_as_token_ids`: in place of the tokens' texts."""
+
+
 def answer_body(
-    model: str, number: int, answers: list[Drawn], prompted: int, top: int | None
+    model: str,
+    number: int,
+    answers: list[Drawn],
+    prompted: int,
+    top: int | None,
+    ids: Ids,
 ) -> bytes:
     """Encode a chat completion; `top` is null where no logprobs were asked for."""
+    choices = [_choice(i, answer, top, ids) for i, answer in enumerate(answers)]
+    prompt_ids = {"prompt_token_ids": list(range(prompted))} if ids.listed else {}
+    body = envelope(model, number, "chat.completion", answers, prompted, choices)
+    return msgspec.json.encode(body | prompt_ids)
+
+
+def envelope(
+    model: str,
+    number: int,
+    kind: str,
+    answers: list[Drawn],
+    prompted: int,
+    choices: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Return what both protocols put around their choices."""
     completion_tokens = sum(answer.tokens for answer in answers)
     reasoning = {"reasoning_tokens": sum(answer.reasoning_tokens for answer in answers)}
     usage = {
@@ -129,46 +158,63 @@ def answer_body(
         "prompt_tokens_details": {"cached_tokens": 0},
         "completion_tokens_details": reasoning,
     }
-    return msgspec.json.encode(
-        {
-            "id": f"chatcmpl-{number}",
-            "object": "chat.completion",
-            "created": 1_700_000_000,
-            "model": model,
-            "system_fingerprint": "fp_loopback",
-            "choices": [_choice(i, answer, top) for i, answer in enumerate(answers)],
-            "usage": usage,
-        }
-    )
+    return {
+        "id": f"cmpl-{number}",
+        "object": kind,
+        "created": 1_700_000_000,
+        "model": model,
+        "system_fingerprint": "fp_loopback",
+        "choices": choices,
+        "usage": usage,
+    }
 
 
-def _choice(index: int, answer: Drawn, top: int | None) -> dict[str, Any]:
+def _choice(index: int, answer: Drawn, top: int | None, ids: Ids) -> dict[str, Any]:
     logprobs = None
     if top is not None:
-        content = [_entry(word, i == 0, top) for i, word in enumerate(answer.words)]
+        written = ids.written
+        content = [_entry(word, i == 0, top, written) for i, word in enumerate(answer.words)]
         logprobs = {"content": content, "refusal": None}
-    return {
+    choice = {
         "index": index,
         "message": {"role": "assistant", "refusal": None} | answer.message,
         "logprobs": logprobs,
         "finish_reason": answer.finish_reason,
     }
+    return choice | ({"token_ids": answer.words} if ids.listed else {})
 
 
 @lru_cache(maxsize=100_000)
-def _entry(word: int, first: bool, top: int) -> msgspec.Raw:
-    """Encode a position: `top` candidates in order; of seven words two lie outside the first two.
+def _entry(word: int, first: bool, top: int, written: bool) -> msgspec.Raw:
+    """Encode a position: its sampled token, and `top` candidates around it."""
+    candidates = [_candidate(w, first, value, written) for w, value in candidates_of(word, top)]
+    sampled = _candidate(word, first, logprob_of(word), written)
+    return msgspec.Raw(msgspec.json.encode(sampled | {"top_logprobs": candidates}))
+
+
+def candidates_of(word: int, top: int) -> list[tuple[int, float]]:
+    """Return `top` candidates in order; of seven words two lie outside the first two.
 
     The probabilities halve from rank to rank, so that those of any k sum to less than one.
     """
     rank = word % 7
     others = [(word + 1 + i) % len(WORDS) for i in range(top)]
     ranked = [*others[:rank], word, *others[rank:]][:top]
-    candidates = [_candidate(w, first, -0.6931 * (i + 1)) for i, w in enumerate(ranked)]
-    sampled = _candidate(word, first, -0.6931 * (rank + 1))
-    return msgspec.Raw(msgspec.json.encode(sampled | {"top_logprobs": candidates}))
+    return [(w, round(-0.6931 * (i + 1), 6)) for i, w in enumerate(ranked)]
 
 
-def _candidate(word: int, first: bool, logprob: float) -> dict[str, Any]:
-    token = WORDS[word] if first else f" {WORDS[word]}"
-    return {"token": token, "logprob": round(logprob, 6), "bytes": list(token.encode())}
+def logprob_of(word: int) -> float:
+    """Return a sampled word's own value."""
+    return round(-0.6931 * (word % 7 + 1), 6)
+
+
+def token_of(word: int, first: bool, written: bool) -> str:
+    """Return a word as a token's text, or as vLLM writes its id."""
+    if written:
+        return f"token_id:{word}"
+    return WORDS[word] if first else f" {WORDS[word]}"
+
+
+def _candidate(word: int, first: bool, logprob: float, written: bool) -> dict[str, Any]:
+    token = token_of(word, first, written)
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
