@@ -8,7 +8,7 @@ import msgspec
 
 from corpusgen.errors import TeacherError
 from corpusgen.identity import seed_for
-from corpusgen.money import Tariff
+from corpusgen.money import LARGEST, Tariff
 from corpusgen.types import Answer, Attempt, Generation, Intent, Reply, Request, Sample, Usage
 from corpusgen.unicode import storable
 
@@ -27,6 +27,11 @@ def request_for(sample: Sample, top_logprobs: int, prompt_token_ids: bool) -> Re
         response_format=sample.response_format,
         prompt_token_ids=prompt_token_ids,
     )
+
+
+def with_draws(request: Request, draws: int) -> Request:
+    """Return the request for several answers at once."""
+    return msgspec.structs.replace(request, draws=draws)
 
 
 def checked(reply: Reply) -> Reply:
@@ -116,16 +121,30 @@ def _ended(intent: Intent, outcome: str, **known: Any) -> Attempt:
 
 
 def generation(
-    intent: Intent, sample: Sample, reply: Reply, latency_s: float, attempts: int
+    intent: Intent,
+    sample: Sample,
+    reply: Reply,
+    latency_s: float,
+    attempts: int,
+    index: int = 0,
 ) -> Generation:
-    """Return a sample's generation; `attempts` counts the requests sent for it, this one too."""
-    answer: Answer = reply.answers[0]
-    if answer.completion_tokens is None:
-        answer = msgspec.structs.replace(answer, completion_tokens=reply.usage.completion_tokens)
+    """Return a sample's generation: the reply's answer number `index`.
+
+    `attempts` counts the requests sent for it, this one too.
+    """
+    answer, usage = reply.answers[index], reply.usage
+    if len(reply.answers) > 1:  # its own share: the prompt's tokens, and its own completion's
+        usage = msgspec.structs.replace(
+            usage,
+            completion_tokens=answer.completion_tokens,
+            reasoning_tokens=answer.reasoning_tokens,
+        )
+    elif answer.completion_tokens is None:
+        answer = msgspec.structs.replace(answer, completion_tokens=usage.completion_tokens)
     return Generation(
         sample_id=sample.sample_id,
         answer=answer,
-        usage=reply.usage,
+        usage=usage,
         endpoint=intent.endpoint,
         started_at=intent.started_at,
         latency_s=latency_s,
@@ -143,7 +162,14 @@ def cost(usage: Usage, tariff: Tariff | None) -> int | None:
         return 0
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
-    return tariff.cost(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+    return _storable(
+        tariff.cost(
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.cached_tokens,
+            usage.reasoning_tokens,
+        )
+    )
 
 
 def failure_cost(error: TeacherError, tariff: Tariff | None) -> int | None:
@@ -152,8 +178,13 @@ def failure_cost(error: TeacherError, tariff: Tariff | None) -> int | None:
         return None
     prompt, completion = token_count(error.prompt_tokens), token_count(error.completion_tokens)
     if prompt is not None and completion is not None:
-        return tariff.cost(prompt, completion)
+        return _storable(tariff.cost(prompt, completion))
     return None if error.may_be_billed and not tariff.free else 0
+
+
+def _storable(amount: int) -> int | None:
+    """Return a cost that its column holds; one that no request can have is unknown."""
+    return amount if amount <= LARGEST else None
 
 
 def charge(attempt: Attempt) -> int:

@@ -36,6 +36,66 @@ class Planned(Event, frozen=True, tag="planned"):
     bad_prompts: int
 
 
+class TokenRange(msgspec.Struct, frozen=True):
+    """Tokens of answers."""
+
+    low: int
+    expected: int
+    high: int | None
+    """The most that `max_tokens` allows; null without it."""
+
+
+class CostRange(msgspec.Struct, frozen=True):
+    """Dollars as decimal text; null where a price is not known."""
+
+    low: str | None
+    expected: str | None
+    high: str | None
+    """The worst case that a budget reserves, each request sent once; null without `max_tokens`."""
+
+
+class SetEstimate(msgspec.Struct, frozen=True):
+    """What one prompt set will take, as it was planned once."""
+
+    prompt_set: str
+    teacher: str
+    samples: int
+    requests: int
+    prompt_tokens: int
+    """Of what is sent; a request for several draws sends its prompt once."""
+    counted: str
+    """How these were counted."""
+    completion_tokens: TokenRange
+    reckoned: str
+    """How those were reckoned."""
+    cost_usd: CostRange
+    price: str
+    """Where it is from; `unknown` where it is not known."""
+    wall_s: float | None
+    """At the limits; null: none is known that says."""
+    wall_limit: str
+    """What that is set by."""
+    disk_bytes: int
+
+
+class Estimated(Event, frozen=True, tag="estimated"):
+    """What is still to be asked will probably take."""
+
+    samples: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: TokenRange
+    cost_usd: CostRange
+    """Of tokens."""
+    gpu_usd: str | None
+    """Of machines with a price, for `wall_s`; null where there is none or the time is not known."""
+    wall_s: float | None
+    """Teachers work side by side: the longest one's; null where one of them is not known."""
+    wall_limit: str
+    disk_bytes: int
+    sets: tuple[SetEstimate, ...]
+
+
 class Progress(Event, frozen=True, tag="progress"):
     """How far the fan-out is. Counts cover the whole corpus; rates cover this process."""
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from importlib.metadata import version
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpusgen.money import LOCAL, PICO, Tariff, dollars, listed_tariff, picousd, tariff
+from corpusgen.money import (
+    LOCAL,
+    PICO,
+    Tariff,
+    dollars,
+    dollars_text,
+    gpu_picousd,
+    listed_tariff,
+    picousd,
+    tariff,
+)
 
 prices = st.decimals(min_value=0, max_value=10_000, places=12, allow_nan=False)
 tokens = st.integers(min_value=0, max_value=10_000_000)
@@ -104,7 +115,7 @@ def test_a_known_model_has_its_listed_price_and_names_its_source() -> None:
     assert found is not None
     assert (found.input_picousd, found.output_picousd) == (150_000, 600_000)
     assert 0 < found.cached_input_picousd < found.input_picousd
-    assert found.source == "genai-prices (openai/gpt-4o-mini)"
+    assert found.source == f"genai-prices {version('genai-prices')} (openai/gpt-4o-mini)"
 
 
 @pytest.mark.parametrize(
@@ -120,9 +131,102 @@ def test_an_unknown_model_or_place_has_no_price(model: str, url: str) -> None:
     assert listed_tariff(model, url) is None
 
 
-def test_a_price_with_tiers_is_taken_at_its_highest() -> None:
-    """Gemini's price grows with the context; an estimate must hold for the longest."""
-    found = listed_tariff("gemini-2.5-pro", "https://generativelanguage.googleapis.com/v1beta")
+GOOGLE = "https://generativelanguage.googleapis.com/v1beta"
+
+
+def test_a_price_that_grows_with_the_prompt_is_the_prompts_own() -> None:
+    found = listed_tariff("gemini-2.5-pro", GOOGLE)
     assert found is not None
-    assert found.input_picousd == 2_500_000
-    assert found.output_picousd == 15_000_000
+    assert found.cost(200_000, 1, 0) == 200_000 * 1_250_000 + 10_000_000
+    assert found.cost(200_001, 1, 0) == 200_001 * 2_500_000 + 15_000_000
+    assert found.input_picousd == 2_500_000, "the fields are those of the longest prompts"
+
+
+def test_a_worst_case_takes_the_dearest_step_that_its_prompt_may_reach() -> None:
+    found = listed_tariff("gemini-2.5-pro", GOOGLE)
+    assert found is not None
+    assert found.most(200_000, 7) == found.cost(200_000, 7, 0)
+    assert found.most(200_001, 7) == found.cost(200_001, 7, 0)
+
+
+def test_a_price_that_changes_within_a_day_is_taken_at_its_highest() -> None:
+    found = listed_tariff("deepseek-chat", "https://api.deepseek.com/v1")
+    assert found is not None
+    assert (found.input_picousd, found.output_picousd) == (270_000, 1_100_000)
+
+
+def test_writing_to_a_cache_unasked_is_charged() -> None:
+    """OpenAI's newer models charge a quarter more for what they write to the cache."""
+    found = listed_tariff("gpt-6-sol", OPENAI)
+    assert found is not None
+    assert found.cost(1000, 0, 0) == 1000 * 2_500_000
+
+
+def test_a_price_for_each_request_makes_the_price_unknown() -> None:
+    assert listed_tariff("sonar", "https://api.perplexity.ai") is None
+
+
+def test_reasoning_tokens_are_part_of_the_completions_and_take_their_own_price() -> None:
+    found = tariff("1", "2", None, "x", "3")
+    assert found.cost(0, 10, 0, 4) == 6 * 2_000_000 + 4 * 3_000_000
+    assert found.cost(0, 10, 0, 99) == 10 * 3_000_000
+    assert found.cost(0, 10, 0, None) == 10 * 3_000_000, "not stated: the dearer of the two"
+    assert tariff("1", "2", None, "x").cost(0, 10, 0, 4) == 10 * 2_000_000
+    assert found.most(0, 10) == 10 * 3_000_000
+    assert not Tariff(0, 0, 0, "x", 1).free
+
+
+def test_a_discount_rounds_up_and_says_so() -> None:
+    found = tariff("0.000001", "2", None, "x", "3").discounted(Decimal("0.5"))
+    assert found == Tariff(1, 1, 1_000_000, "x, less 50%", 1_500_000)
+
+
+costs = st.integers(min_value=0, max_value=1000)
+tariffs = st.builds(
+    Tariff,
+    costs,
+    costs,
+    costs,
+    st.just("x"),
+    st.none() | costs,
+    st.just(()) | st.tuples(st.tuples(st.just(50), st.builds(Tariff, costs, costs, costs))),
+)
+small = st.integers(min_value=0, max_value=100)
+
+
+@given(st.lists(tariffs, min_size=1, max_size=3), small, small, small, small, st.data())
+def test_no_cost_is_above_its_worst_case_nor_above_the_highest_tariffs(
+    several: list[Tariff], p: int, c: int, cached: int, reasoning: int, data: st.DataObject
+) -> None:
+    one = data.draw(st.sampled_from(several))
+    parts = data.draw(st.sampled_from([(cached, reasoning), (None, reasoning), (cached, None)]))
+    cost = one.cost(p, c, *parts)
+    assert cost <= one.most(p, c) <= one.most(p + 7, c + 7)
+    assert cost <= Tariff.highest(several).most(p, c)
+
+
+def test_gpu_time_is_exact_and_rounded_up() -> None:
+    assert gpu_picousd(3_600_000_000, 8, Decimal("2.5")) == 20 * PICO
+    assert gpu_picousd(1, 1, Decimal("0.0000000001")) == 1
+    assert gpu_picousd(0, 8, Decimal("2.5")) == 0
+    year = 365 * 24
+    assert gpu_picousd(year * 3_600_000_000, 3, Decimal("1.123456789012")) == (
+        year * 3 * 1_123_456_789_012
+    )
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "$0"),
+        (PICO, "$1.00"),
+        (1_234_567 * PICO + PICO // 2, "$1,234,567.50"),
+        (PICO // 100, "$0.01"),
+        (123_456_789, "$0.0001235"),
+        (23_456_789, "$0.00002346"),
+        (1, "$0.000000000001"),
+        (PICO - 1, "$1"),
+    ],
+)
+def test_dollars_for_people(amount: int, text: str) -> None:
+    assert dollars_text(amount) == text

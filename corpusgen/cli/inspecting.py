@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
 import click
-import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from corpusgen import plugins
-from corpusgen.cli.options import corpus_argument, json_option, opened
+from corpusgen.cli.ledger import ledger
+from corpusgen.cli.options import corpus_argument, json_option, opened, print_json
 from corpusgen.cli.rows import print_rows
 from corpusgen.cli.status import read_status, status_lines
-from corpusgen.corpus import Corpus
-from corpusgen.curate.run import read_curation
-from corpusgen.ledger import Ledger, Sums, dollars_text, read_ledger
 from corpusgen.verify import verify as prove
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
-
-
-def _kept(corpus: Corpus) -> int | None:
-    curations = corpus.curations()
-    result = read_curation(curations[-1]) if curations else None
-    return None if result is None else result.kept
 
 
 @click.command()
@@ -39,7 +22,7 @@ def verify(corpus: Path, complete: bool, as_json: bool) -> None:
     """Prove from the files that nothing is missing, twice or uncharged; exit 1 where not."""
     proof = prove(opened(corpus), complete=complete)
     if as_json:
-        _print_json(proof)
+        print_json(proof)
         return
     click.echo(
         f"verified: {proof.samples:,} samples = {proof.generations:,} generations + "
@@ -57,76 +40,11 @@ def verify(corpus: Path, complete: bool, as_json: bool) -> None:
 @click.command()
 @corpus_argument
 @json_option
-def ledger(corpus: Path, as_json: bool) -> None:
-    """Tell what was asked and what it cost, every attempt included."""
-    found = opened(corpus)
-    sums = read_ledger(found, _kept(found))
-    if as_json:
-        _print_json(
-            {
-                **msgspec.to_builtins(sums),
-                "cost_per_kept_picousd": sums.cost_per_kept_picousd,
-                "charged_picousd": sums.charged_picousd,
-            }
-        )
-        return
-    _print_ledger(sums)
-
-
-def _print_ledger(ledger: Ledger) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160  # a file or a pipe has no edge to wrap at
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    for title in ("attempts", "answered", "prompt tok", "cached", "completion tok", "cost"):
-        table.add_column(title, justify="right")
-    table.add_row("total", *_cells(ledger.total, ledger.price_known))
-    for title, groups in (
-        ("outcome", ledger.by_outcome),
-        ("endpoint", ledger.by_endpoint),
-        ("teacher", ledger.by_teacher),
-        ("prompt set", ledger.by_prompt_set),
-    ):
-        for name, sums in sorted(groups.items()):
-            table.add_row(f"{title}: {name}", *_cells(sums, ledger.price_known))
-    console.print(table)
-    unknown = ledger.total.unknown_cost
-    if not ledger.price_known:
-        console.print("The price is unknown; set teacher.price to have the cost counted.")
-    elif unknown:
-        console.print(
-            f"{unknown:,} attempts have no known cost; they are charged at their worst case, "
-            f"{dollars_text(ledger.total.reserved_picousd)}.",
-            markup=False,
-        )
-    if ledger.kept is not None and ledger.cost_per_kept_picousd is not None:
-        console.print(
-            f"{ledger.kept:,} of {ledger.generations:,} generations are kept: "
-            f"{dollars_text(ledger.cost_per_kept_picousd)} each.",
-            markup=False,
-        )
-
-
-def _cells(sums: Sums, price_known: bool) -> list[str]:
-    return [
-        f"{sums.attempts:,}",
-        f"{sums.answered:,}",
-        f"{sums.prompt_tokens:,}",
-        f"{sums.cached_tokens:,}",
-        f"{sums.completion_tokens:,}",
-        dollars_text(sums.cost_picousd) if price_known else "unknown",
-    ]
-
-
-@click.command()
-@corpus_argument
-@json_option
 def status(corpus: Path, as_json: bool) -> None:
     """Tell where a running or stopped run is."""
     found = read_status(opened(corpus))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for line in status_lines(found):
         click.echo(line)
@@ -171,7 +89,7 @@ def teachers(as_json: bool) -> None:
         "export formats": plugins.names(plugins.EXPORTERS),
     }
     if as_json:
-        _print_json(groups)
+        print_json(groups)
         return
     for title, found in groups.items():
         click.echo(f"{title}: {', '.join(found)}")

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 import corpusgen
-from corpusgen.cli import inspecting, making, running
+from corpusgen.cli import batches, inspecting, making, running
 from corpusgen.errors import CorpusgenError, ExitCode
 
 _EPILOG = (
@@ -25,7 +25,13 @@ def cli() -> None:
     """Turn prompts into a distillation corpus: a teacher's answers, curated and paid for once."""
 
 
-for _command in (*making.COMMANDS, *running.COMMANDS, *inspecting.COMMANDS):
+_COMMANDS = (
+    *making.COMMANDS,
+    *running.COMMANDS,
+    *batches.COMMANDS,
+    *inspecting.COMMANDS,
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
+from corpusgen.config import Config
 from corpusgen.config_file import read_config
 from corpusgen.corpus import Corpus, load
 
@@ -52,6 +55,17 @@ def verbosity_options(command: Command) -> Command:
 
 def opened(path: Path) -> Corpus:
     """Open the corpus at a path, or of the configuration at a path; raise `CorpusError`."""
+    return opened_with_config(path)[0]
+
+
+def opened_with_config(path: Path) -> tuple[Corpus, Config | None]:
+    """Do what `opened` does; return the configuration as well, where it was given."""
     if path.suffix in _CONFIG_ENDINGS and not path.is_dir():
-        return load(read_config(path).config.out)
-    return load(path)
+        config = read_config(path).config
+        return load(config.out), config
+    return load(path), None
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one JSON document."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")

@@ -28,8 +28,11 @@ def watching(*, quiet: bool, verbose: bool, as_json: bool) -> Iterator[Observer]
     if as_json:
         yield _print_json
     elif console.is_terminal and not quiet:
-        with Live(console=console, refresh_per_second=4, transient=True) as live:
+        live = Live(console=console, refresh_per_second=4, transient=True)
+        try:
             yield _Lines(console, verbose=verbose, quiet=False, live=live)
+        finally:
+            live.stop()
     else:
         yield _Lines(console, verbose=verbose, quiet=quiet, live=None)
 
@@ -62,6 +65,7 @@ class _Lines:
 
     def _progress(self, progress: Progress) -> None:
         if self._live is not None:
+            self._live.start()  # not before: until then somebody may be asked something
             self._live.update(_panel(progress))
             return
         last = progress.in_flight == 0 and progress.done != getattr(self._last_told, "done", -1)
@@ -80,6 +84,8 @@ class _Lines:
                 return None
             case events.Planned():
                 return _planned_text(event)
+            case events.Estimated(samples=samples, cost_usd=cost) if samples and cost.expected:
+                return f"estimated: {samples:,} samples for ${cost.expected}"
             case events.Committed() if self._verbose:
                 return (
                     f"committed partition {event.partition} part {event.part}: "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import click
 
 from corpusgen import pipeline
+from corpusgen.cli.estimate import Dollars, confirming, has_terminal, print_estimate
 from corpusgen.cli.options import config_argument, json_option, verbosity_options
 from corpusgen.cli.progress import watching
 from corpusgen.cli.requests import show_requests
@@ -24,6 +26,15 @@ AskingStage = Callable[[LoadedConfig, Options, Observer], Result]
 
 def _asking_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
+        click.option(
+            "--yes", is_flag=True, help="Agree to whatever --confirm-above would ask about."
+        ),
+        click.option(
+            "--confirm-above",
+            type=Dollars(),
+            metavar="USD",
+            help="Ask before spending more than this, or refuse where nobody can be asked.",
+        ),
         click.option(
             "--add",
             is_flag=True,
@@ -76,11 +87,16 @@ def _asking_command(name: str, stage: AskingStage, doc: str) -> click.Command:
         retry_failed: str | None,
         skip_bad_prompts: bool,
         add: bool,
+        confirm_above: Decimal | None,
+        yes: bool,
         quiet: bool,
         verbose: bool,
         as_json: bool,
     ) -> None:
-        options = Options(Choice(limit, retry_failed), skip_bad_prompts, add)
+        confirm = None
+        if confirm_above is not None and not yes:
+            confirm = confirming(confirm_above, asks=has_terminal() and not as_json)
+        options = Options(Choice(limit, retry_failed), skip_bad_prompts, add, confirm)
         settings = read_config(config, overrides)
         _execute(lambda c, o: stage(c, options, o), settings, quiet, verbose, as_json)
 
@@ -146,7 +162,7 @@ def plan(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Read the prompts and plan the samples; ask nothing."""
+    """Read the prompts, plan the samples, estimate what asking them takes; ask nothing."""
     settings = read_config(config, overrides)
     options = Options(skip_bad_prompts=skip_bad_prompts, add=add)
     with watching(quiet=quiet, verbose=verbose, as_json=as_json) as observer:
@@ -155,6 +171,8 @@ def plan(
         show_requests(settings, show)
     elif not as_json:
         print_result(result)
+        if result.estimate is not None:
+            print_estimate(result.estimate)
 
 
 COMMANDS = (plan, run, generate, curate, export, report)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from corpusgen.batching import outstanding
 from corpusgen.cli.progress import progress_text
 from corpusgen.corpus import Corpus
 from corpusgen.events import Progress
@@ -28,6 +29,11 @@ class Status(msgspec.Struct, frozen=True):
     age_s: float | None
     """Seconds since the progress was written."""
     progress: Progress | None
+    batches: int
+    """Submissions that are out at a provider's Batch API."""
+    batched_requests: int
+    batched_since: float | None
+    """When the oldest of them was made, in seconds since the epoch."""
 
 
 def read_status(corpus: Corpus) -> Status:
@@ -35,6 +41,7 @@ def read_status(corpus: Corpus) -> Status:
     state = counted(corpus.layout, corpus.plan)
     owner = holder(corpus.layout.lease)
     written = _written(corpus)
+    out = list(outstanding(corpus.layout))
     return Status(
         corpus=str(corpus.path),
         running=owner is not None,
@@ -45,6 +52,9 @@ def read_status(corpus: Corpus) -> Status:
         pending=state.pending,
         age_s=None if written is None else max(time.time() - written.updated_at, 0.0),
         progress=None if written is None else written.progress,
+        batches=len(out),
+        batched_requests=sum(len(each.items) for each in out),
+        batched_since=min((each.made_at for each in out), default=None),
     )
 
 
@@ -68,6 +78,12 @@ def status_lines(status: Status) -> list[str]:
         f"{status.generations:,} generations, {status.failures:,} failures; "
         f"{status.pending:,} pending"
     ]
+    if status.batched_since is not None:
+        hours = max(time.time() - status.batched_since, 0.0) / 3600
+        lines.append(
+            f"{status.batched_requests:,} requests in {status.batches:,} batches are out at the "
+            f"provider, the oldest for {hours:.1f} hours"
+        )
     if status.owner is not None:
         lines.append(
             f"running: `corpusgen {status.owner.command}`, process {status.owner.pid} on "

@@ -5,6 +5,7 @@ Everything here is offline: teachers are constructed and never opened.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 
 from corpusgen import config as model
 from corpusgen import money, plugins
-from corpusgen.config import Config, PromptSet, TeacherConfig
+from corpusgen.config import Config, Price, PromptSet, TeacherConfig
 from corpusgen.config_file import LoadedConfig
 from corpusgen.curate.chain import load_filters
 from corpusgen.errors import ConfigError
@@ -78,44 +79,90 @@ def check_finishing(config: Config) -> None:
         plugins.load(plugins.EXPORTERS, options.format)(options)
 
 
-def tariff_of(options: TeacherConfig) -> Tariff | None:
-    """Return what a teacher's tokens cost; null where nobody knows."""
+Tariffs = dict[str, dict[str, Tariff | None]]
+"""What tokens cost by teacher and endpoint; null where nobody knows."""
+
+
+def tariffs_of(config: Config, teachers: dict[str, Teacher]) -> Tariffs:
+    """Return what the tokens of each teacher cost at each of its endpoints."""
+    configured = model.teachers_of(config)
+    return {name: _tariffs(configured[name], teacher) for name, teacher in teachers.items()}
+
+
+def _tariffs(options: TeacherConfig, teacher: Teacher) -> dict[str, Tariff | None]:
+    names = [endpoint.name for endpoint in teacher.endpoints]
+    if isinstance(options, model.OpenAITeacher | model.OpenAIBatchTeacher):
+        return {
+            name: _endpoint_tariff(options, endpoint)
+            for name, endpoint in zip(names, options.endpoints, strict=True)
+        }
+    return dict.fromkeys(names, _local_tariff(options))
+
+
+def _endpoint_tariff(
+    options: model.OpenAITeacher | model.OpenAIBatchTeacher, endpoint: model.OpenAIEndpoint
+) -> Tariff | None:
+    price = endpoint.price or options.price
+    tariff = (
+        money.listed_tariff(options.model, endpoint.base_url) if price is None else _priced(price)
+    )
+    if isinstance(options, model.OpenAITeacher):
+        return money.OWN if tariff is None and options.gpu is not None else tariff
+    return tariff and tariff.discounted(1 - Decimal(str(options.batch_discount)))
+
+
+def _local_tariff(
+    options: model.FakeTeacher | model.LlamaCppTeacher | model.PluginTeacher,
+) -> Tariff | None:
     if isinstance(options, model.LlamaCppTeacher):
         return money.LOCAL
     if options.price is not None:
-        price = options.price
-        cached = price.cached_input_per_mtok
-        return money.tariff(
-            str(price.input_per_mtok),
-            str(price.output_per_mtok),
-            None if cached is None else str(cached),
-            "configuration",
-        )
+        return _priced(options.price)
     if isinstance(options, model.FakeTeacher):
         return money.LOCAL
-    if isinstance(options, model.OpenAITeacher):
-        listed = [money.listed_tariff(options.model, e.base_url) for e in options.endpoints]
-        return listed[0] if len(set(listed)) == 1 else None
-    return None
+    return None if options.gpu is None else money.OWN
 
 
-def check_budget(config: Config, tariffs: dict[str, Tariff | None]) -> None:
+def _priced(price: Price) -> Tariff:
+    cached, reasoning = price.cached_input_per_mtok, price.reasoning_per_mtok
+    return money.tariff(
+        str(price.input_per_mtok),
+        str(price.output_per_mtok),
+        None if cached is None else str(cached),
+        "configuration",
+        None if reasoning is None else str(reasoning),
+    )
+
+
+def check_budget(config: Config, tariffs: Tariffs) -> None:
     """Refuse a budget that cannot be kept, because a price or `max_tokens` is unknown."""
-    if config.generate.budget_usd is None:
-        return
     for prompt_set in config.prompts:
         name = model.set_teacher(config, prompt_set)
-        tariff = tariffs[name]
-        if tariff is None:
+        key = _budget_key(config, name)
+        if key is None:
+            continue
+        at = model.teacher_key(config, name)
+        unknown = [endpoint for endpoint, tariff in tariffs[name].items() if tariff is None]
+        if unknown:
             raise ConfigError(
-                f"generate.budget_usd is set, but the price of the teacher {name} is unknown; set "
-                "teacher.price (input_per_mtok, output_per_mtok)."
+                f"{key} is set, but the price of the teacher {name} at {unknown[0]} is unknown; "
+                f"set {at}.price (input_per_mtok, output_per_mtok)."
             )
-        if not tariff.free and model.set_sampling(config, prompt_set).max_tokens is None:
+        free = all(tariff is not None and tariff.free for tariff in tariffs[name].values())
+        if not free and model.set_sampling(config, prompt_set).max_tokens is None:
             raise ConfigError(
-                "generate.budget_usd is set, but sampling.max_tokens is not, so an answer's worst "
+                f"{key} is set, but sampling.max_tokens is not, so an answer's worst "
                 "case is unbounded; set sampling.max_tokens."
             )
+
+
+def _budget_key(config: Config, teacher: str) -> str | None:
+    """Return the key of a budget that a teacher's requests count against, null for none."""
+    if config.generate.budget_usd is not None:
+        return "generate.budget_usd"
+    if model.teacher_budget_usd(config, teacher) is None:
+        return None
+    return f"{model.teacher_key(config, teacher)}.budget_usd"
 
 
 def set_requests(loaded: LoadedConfig, teachers: dict[str, Teacher]) -> list[SetRequest]:
@@ -146,7 +193,8 @@ def _set_request(
 def _content_columns(prompt_set: PromptSet) -> dict[str, str]:
     """Return the chosen columns that make up what is asked."""
     chosen: dict[str, str] = msgspec.to_builtins(prompt_set.columns)
-    return {key: chosen[key] for key in ("prompt", "messages", "system", "tools") if key in chosen}
+    asked = ("prompt", "messages", "system", "tools", "max_tokens")
+    return {key: chosen[key] for key in asked if key in chosen}
 
 
 def _identity_keys(

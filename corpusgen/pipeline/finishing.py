@@ -30,13 +30,16 @@ from corpusgen.export.card import (
 from corpusgen.export.kept import ExportInput
 from corpusgen.export.run import ExportResult, export, read_export
 from corpusgen.files import write_file
-from corpusgen.ledger import Ledger, dollars_text
+from corpusgen.ledger import Ledger
+from corpusgen.money import dollars_text
 from corpusgen.parquet import read_table
 from corpusgen.plan.segments import SetCounts
 from corpusgen.report import facts
 from corpusgen.report.facts import GenerationFacts, gather
 from corpusgen.report.html import render_report
 from corpusgen.types import Sampling
+
+_NO_PRICE = "not known: the teacher's price is not known"
 
 
 def curate_corpus(corpus: Corpus, config: Config, observer: Observer) -> CurationResult:
@@ -122,7 +125,7 @@ class Facts:
             description=config.card.description,
             prompt_tokens=result.prompt_tokens,
             completion_tokens=result.completion_tokens,
-            cost=self.cost,
+            cost=self.cost or _NO_PRICE,
             curation=curation_text(config),
             jsonl=jsonl,
         )
@@ -213,7 +216,7 @@ class Facts:
                     attempts=sums.attempts,
                     prompt_tokens=sums.prompt_tokens,
                     completion_tokens=sums.completion_tokens,
-                    cost=dollars_text(sums.cost_picousd) if self._ledger.price_known else None,
+                    cost=dollars_text(sums.cost_picousd) if sums.cost_known else None,
                 )
 
     def _datasets(self) -> Iterator[facts.DatasetFacts]:
@@ -278,13 +281,20 @@ def curation_text(config: Config) -> str:
 
 
 def _cost_text(ledger: Ledger) -> str | None:
-    if not ledger.price_known:
+    if not ledger.cost_known:
         return None
-    text = dollars_text(ledger.total.cost_picousd)
-    if ledger.total.unknown_cost and ledger.total.reserved_picousd:
-        most = dollars_text(ledger.charged_picousd)
-        text += f" known, at most {most} with attempts whose outcome was not seen"
-    return text
+    total, parts = ledger.total, []
+    if ledger.price_known or not ledger.gpu:
+        text = dollars_text(total.cost_picousd)
+        if total.unknown_cost and total.reserved_picousd:
+            most = dollars_text(ledger.charged_picousd)
+            text += f" known, at most {most} with attempts whose outcome was not seen"
+        parts.append(text)
+    if ledger.gpu:
+        parts.append(f"{dollars_text(ledger.gpu_picousd)} of GPU time")
+    if total.unreserved:
+        parts.append(f"{total.unreserved} attempts at a price that is not known")
+    return ", and ".join(parts)
 
 
 def report_corpus(corpus: Corpus, curation: CurationResult, told: Facts) -> Path:

@@ -66,6 +66,7 @@ def admission(
             max_concurrency=settings.max_concurrency,
             longest_pause_s=settings.longest_pause_s,
             outage_s=settings.retry.max_seconds,
+            first_tries=settings.retry.max_attempts,
             first_cool_off_s=settings.retry.first_wait_s,
             longest_cool_off_s=min(settings.retry.longest_wait_s, LONGEST_COOL_OFF_S),
             sticky=_is_sticky(session, name),

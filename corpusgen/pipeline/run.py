@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -9,12 +10,14 @@ import msgspec
 from corpusgen.config_file import LoadedConfig
 from corpusgen.corpus import Corpus
 from corpusgen.errors import CorpusgenError, ExitCode, RunStopped, TeacherError
-from corpusgen.events import Finished, Observer, StageStarted, ignore
+from corpusgen.events import Estimated, Finished, Observer, StageStarted, ignore
 from corpusgen.lease import Lease
-from corpusgen.ledger import dollars_text, read_ledger
+from corpusgen.ledger import gpus_of, read_ledger
+from corpusgen.money import dollars_text
 from corpusgen.pipeline import generating
 from corpusgen.pipeline.choosing import Choice
 from corpusgen.pipeline.counting import Generated, counted
+from corpusgen.pipeline.estimating import estimated, what_is_left
 from corpusgen.pipeline.finishing import Facts, curate_corpus, export_corpus, report_corpus
 from corpusgen.pipeline.session import Session, layout_of, make_plan, opened
 
@@ -26,6 +29,8 @@ class Options(msgspec.Struct, frozen=True):
     skip_bad_prompts: bool = False
     add: bool = False
     """Keep samples of an older configuration beside those of this one."""
+    confirm: Callable[[Estimated], None] | None = None
+    """Is told what asking will take before anything is asked; raises to have nothing asked."""
 
 
 DEFAULTS = Options()
@@ -45,6 +50,8 @@ class Result(msgspec.Struct, frozen=True):
     datasets: tuple[Path, ...] = ()
     report: Path | None = None
     cost_usd: str | None = None
+    estimate: Estimated | None = None
+    """What is still to be asked will take; of `plan` only."""
 
 
 def plan(loaded: LoadedConfig, options: Options = DEFAULTS, observer: Observer = ignore) -> Result:
@@ -53,8 +60,11 @@ def plan(loaded: LoadedConfig, options: Options = DEFAULTS, observer: Observer =
         _planned(session, options, observer)
         corpus = Corpus(session.layout.root)
         state = counted(session.layout, corpus.plan)
+        found = estimated(session, options.choice)
+        observer(found)
         message = f"{state.pending} of {state.planned} samples are still to be asked"
-        return _finish(_result(session.layout.root, state, ExitCode.COMPLETE, message), observer)
+        result = _result(session.layout.root, state, ExitCode.COMPLETE, message)
+        return _finish(msgspec.structs.replace(result, estimate=found), observer)
 
 
 def generate(
@@ -63,7 +73,7 @@ def generate(
     """Plan, and ask what is still to be asked."""
     with opened(loaded, "generate") as session:
         state = _generated(session, options, observer)
-        return _finish(_after_generation(session.layout.root, state, options), observer)
+        return _finish(_after_generation(session, state, options), observer)
 
 
 def run(loaded: LoadedConfig, options: Options = DEFAULTS, observer: Observer = ignore) -> Result:
@@ -75,7 +85,7 @@ def run(loaded: LoadedConfig, options: Options = DEFAULTS, observer: Observer = 
     """
     with opened(loaded, "run") as session:
         state = _generated(session, options, observer)
-        result = _after_generation(session.layout.root, state, options)
+        result = _after_generation(session, state, options)
         if result.exit_code is not ExitCode.INTERRUPTED:
             result = _finished(loaded, result, observer)
         return _finish(result, observer)
@@ -112,17 +122,25 @@ def _planned(session: Session, options: Options, observer: Observer) -> None:
 
 def _generated(session: Session, options: Options, observer: Observer) -> Generated:
     _planned(session, options, observer)
+    if options.confirm is not None:
+        found = estimated(session, options.choice)
+        observer(found)
+        options.confirm(found)
     observer(StageStarted("generate"))
     return generating.generate(session, session.plan(), options.choice, observer)
 
 
-def _after_generation(root: Path, state: Generated, options: Options) -> Result:
+def _after_generation(session: Session, state: Generated, options: Options) -> Result:
     """Tell how generation ended; raise where it was a fault of the whole run."""
+    root = session.layout.root
     stopped = state.stopped
     if stopped is not None and stopped.exit_code not in (ExitCode.BUDGET, ExitCode.INTERRUPTED):
         raise _resumable(stopped)
     if stopped is not None:
-        return _result(root, state, stopped.exit_code, str(stopped))
+        told = [str(stopped).rstrip(".")]
+        if stopped.exit_code is ExitCode.BUDGET:
+            told.append(what_is_left(session, state.pending))
+        return _result(root, state, stopped.exit_code, ". ".join(told))
     told = []
     if state.pending and options.choice.limit is not None:
         told.append(f"the pilot is complete; {state.pending} samples are left for a run without it")
@@ -163,8 +181,9 @@ def _finished(
     result = msgspec.structs.replace(result, kept=curation.kept)
     if until == "curate":
         return result
-    ledger = read_ledger(corpus, curation.kept)
-    cost = dollars_text(ledger.total.cost_picousd) if ledger.price_known else None
+    verdicts = corpus.layout.curation / curation.digest
+    ledger = read_ledger(corpus, verdicts, gpus_of(loaded.config))
+    cost = dollars_text(ledger.spent_picousd) if ledger.cost_known else None
     told = Facts(corpus, loaded.config, curation, ledger)
     observer(StageStarted("export"))
     datasets = export_corpus(corpus, loaded, curation, told, observer)

@@ -15,7 +15,6 @@ from pathlib import Path
 import msgspec
 
 import corpusgen
-from corpusgen import config as model
 from corpusgen.config import Config
 from corpusgen.config_file import LoadedConfig
 from corpusgen.corpus import Facts, create_or_check, new_facts, replace_facts
@@ -23,18 +22,18 @@ from corpusgen.errors import ConfigError, CorpusError, PlanConflict
 from corpusgen.events import Log, Observer, Planned
 from corpusgen.files import put_if_absent, write_file
 from corpusgen.layout import Layout
-from corpusgen.lease import Lease
-from corpusgen.money import Tariff
+from corpusgen.lease import Lease, WatchedLease
 from corpusgen.pipeline.asking import (
+    Tariffs,
     check_budget,
     check_capabilities,
     check_finishing,
     make_teachers,
     set_requests,
-    tariff_of,
+    tariffs_of,
 )
 from corpusgen.plan.planning import plan
-from corpusgen.plan.segments import Plan
+from corpusgen.plan.segments import Plan, Run
 from corpusgen.teachers.interface import Teacher
 
 
@@ -44,9 +43,10 @@ class Session(msgspec.Struct, frozen=True):
     loaded: LoadedConfig
     layout: Layout
     facts: Facts
-    lease: Lease
+    lease: Lease | WatchedLease
     teachers: dict[str, Teacher]
-    tariffs: dict[str, Tariff | None]
+    tariffs: Tariffs
+    """By teacher and endpoint."""
 
     @property
     def config(self) -> Config:
@@ -60,6 +60,21 @@ class Session(msgspec.Struct, frozen=True):
         """Return the plan as it stands now."""
         return Plan(self.layout, self.facts.partition_size)
 
+    def teacher_of(self, plan: Plan, run: Run) -> str | None:
+        """Return which configured teacher answers a run's samples: the one of the same identity.
+
+        A teacher's name in the configuration is no part of a sample's identity: what counts is
+        that another model never answers for the one that was planned.
+        """
+        keys = plan.keys_of(run)
+        planned = {k.removeprefix("teacher."): v for k, v in keys.items() if k[:8] == "teacher."}
+        same = [
+            name
+            for name, teacher in self.teachers.items()
+            if msgspec.to_builtins(teacher.identity) == planned
+        ]
+        return run.teacher if run.teacher in same else next(iter(same), None)
+
 
 @contextmanager
 def opened(loaded: LoadedConfig, command: str) -> Iterator[Session]:
@@ -71,8 +86,7 @@ def opened(loaded: LoadedConfig, command: str) -> Iterator[Session]:
     teachers = make_teachers(config)
     check_capabilities(config, teachers)
     check_finishing(config)
-    configured = model.teachers_of(config)
-    tariffs = {name: tariff_of(configured[name]) for name in teachers}
+    tariffs = tariffs_of(config, teachers)
     check_budget(config, tariffs)
     layout = layout_of(config)
     new = not layout.root.exists()
@@ -118,6 +132,8 @@ def _facts(layout: Layout, config: Config) -> Facts:
 
 def _untouched(layout: Layout) -> bool:
     """Tell whether nothing was ever asked in this corpus."""
+    if any(layout.batches.glob("*.json")):
+        return False
     journals = [layout.journal, *_recorded_journals(layout)]
     return not any(layout.commits.glob("*.json")) and not any(
         any(directory.glob("*.log")) for directory in journals
