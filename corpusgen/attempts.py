@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -16,22 +17,47 @@ MOST_TOKENS = 2**31 - 1
 """What a token count's column holds; a server that states more is not to be believed."""
 
 
-def request_for(sample: Sample, top_logprobs: int, prompt_token_ids: bool) -> Request:
-    """Return what is asked for a sample, with the seed that is its own."""
-    return Request(
-        messages=sample.messages,
-        sampling=sample.sampling,
-        seed=seed_for(sample.sampling.seed, sample.sample_id),
-        top_logprobs=top_logprobs,
-        tools=sample.tools,
-        response_format=sample.response_format,
-        prompt_token_ids=prompt_token_ids,
+def grouped(samples: Sequence[Sample], draws: int) -> Iterator[list[Sample]]:
+    """Yield samples as requests ask for them: up to `draws` draws of one prompt together.
+
+    A sample with a seed of its own stays alone: the same seed makes two draws equal.
+    """
+    group: list[Sample] = []
+    for sample in samples:
+        if group and not (len(group) < draws and _alike(group[0], sample)):
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
+
+
+def _alike(one: Sample, other: Sample) -> bool:
+    """Tell whether two samples are draws of the same prompt, and none has a seed of its own."""
+    return (
+        one.prompt_id == other.prompt_id
+        and one.prompt_set == other.prompt_set
+        and one.sampling.seed is None
+        and one.sampling == other.sampling
+        and one.messages == other.messages
+        and one.tools == other.tools
+        and one.response_format == other.response_format
     )
 
 
-def with_draws(request: Request, draws: int) -> Request:
-    """Return the request for several answers at once."""
-    return msgspec.structs.replace(request, draws=draws)
+def request_for(samples: Sequence[Sample], top_logprobs: int, prompt_token_ids: bool) -> Request:
+    """Return what is asked for one sample, with the seed that is its own, or for some draws."""
+    first = samples[0]
+    return Request(
+        messages=first.messages,
+        sampling=first.sampling,
+        seed=seed_for(first.sampling.seed, first.sample_id),
+        draws=len(samples),
+        top_logprobs=top_logprobs,
+        tools=first.tools,
+        response_format=first.response_format,
+        prompt_token_ids=prompt_token_ids,
+    )
 
 
 def checked(reply: Reply) -> Reply:

@@ -39,6 +39,8 @@ class Columns(Strict, frozen=True, kw_only=True):
     reference: str = "reference"
     metadata: str = "metadata"
     tools: str = "tools"
+    max_tokens: str = "max_tokens"
+    """A prompt's own `sampling.max_tokens`."""
 
 
 class PromptSet(Strict, frozen=True, kw_only=True):
@@ -85,6 +87,16 @@ class Price(Strict, frozen=True, kw_only=True):
     output_per_mtok: Money
     cached_input_per_mtok: Money | None = None
     """Defaults to the input's price."""
+    reasoning_per_mtok: Money | None = None
+    """Defaults to the output's price."""
+
+
+class Gpu(Strict, frozen=True, kw_only=True):
+    """What the machine of a local teacher costs by the hour; counted beside the price of tokens."""
+
+    usd_per_hour: Money
+    """For one GPU (or one machine without)."""
+    count: PositiveInt = 1
 
 
 class FakeTeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="fake"):
@@ -97,6 +109,9 @@ class FakeTeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="fake
     """Mean tokens an answer."""
     vocabulary: Annotated[int, Meta(ge=64)] = 32_000
     price: Price | None = None
+    budget_usd: Money | None = None
+    """The most that this teacher may cost, earlier runs included."""
+    gpu: Gpu | None = None
     terms: Terms = Terms()
 
 
@@ -117,6 +132,8 @@ class LlamaCppTeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="
     """Layers on the GPU, where the build has one; -1: as many as fit."""
     template_args: dict[str, Any] | None = None
     """Arguments of the chat template, such as `enable_thinking`."""
+    gpu: Gpu | None = None
+    """What its machine costs, for the ledger."""
     terms: Terms = Terms()
 
 
@@ -128,8 +145,32 @@ class OpenAIEndpoint(Strict, frozen=True, kw_only=True):
     """As it stands in the ledger; defaults to the host and port."""
     api_key_env: str | None = None
     """The environment variable that holds the key; none: no key is sent."""
+    style: Literal["openai", "azure"] = "openai"
+    """`azure`: a base_url like https://NAME.openai.azure.com, the key in the header `api-key`."""
+    deployment: str | None = None
+    """Of Azure; defaults to the teacher's model."""
+    api_version: str | None = None
+    """Of Azure, such as 2024-10-21."""
     max_concurrency: PositiveInt | None = None
+    """Requests in flight; unset: starts low and finds what the endpoint takes best."""
+    rpm: PositiveInt | None = None
+    """Requests a minute that it allows."""
+    tpm: PositiveInt | None = None
+    """Tokens a minute that it allows, those of prompts and answers together."""
+    tpm_counts: Literal["used", "max_tokens"] | None = None
+    """Whether `tpm` counts the tokens that are used, or reserves `max_tokens` for each answer when
+    a request arrives, as OpenAI and Azure do; defaults to what is known of the host."""
+    rpd: PositiveInt | None = None
+    """Requests a day: at most so many in any 24 hours."""
+    tpd: PositiveInt | None = None
+    """Tokens a day."""
+    weight: PositiveFloat = 1.0
+    """Its share of the load beside the other endpoints."""
+    price: Price | None = None
+    """Where it differs from the teacher's."""
     headers: dict[str, str] = {}
+    extra_body: dict[str, Any] = {}
+    """Further keys of the request's body for this endpoint only; no part of a sample's identity."""
 
 
 class OpenAITeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="openai"):
@@ -138,6 +179,16 @@ class OpenAITeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="op
     model: str
     revision: str | None = None
     endpoints: Annotated[list[OpenAIEndpoint], Meta(min_length=1)]
+    protocol: Literal["chat", "completions"] = "chat"
+    """`completions`: the prompt is sent as plain text, for base models."""
+    routing: Literal["least_loaded", "sticky"] = "least_loaded"
+    """`sticky`: prompts that begin alike go to the same endpoint, for its prefix cache."""
+    draws_per_request: Annotated[int, Meta(ge=1, le=128)] = 8
+    """Draws of a prompt that one request asks for (`n`); 1 where sampling has a seed."""
+    return_token_ids: bool = False
+    """Ask for token ids (vLLM's `return_token_ids`)."""
+    reasoning_tag: Name | None = None
+    """Split an answer's leading `<think>…</think>` off as its reasoning: the tag, such as think."""
     timeout_s: PositiveFloat = 600.0
     """For a whole answer."""
     connect_timeout_s: PositiveFloat = 15.0
@@ -149,6 +200,54 @@ class OpenAITeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="op
     """Sent as `chat_template_kwargs`."""
     price: Price | None = None
     """Defaults to the dated table of genai-prices, where it knows the model."""
+    budget_usd: Money | None = None
+    """The most that this teacher may cost, earlier runs included."""
+    gpu: Gpu | None = None
+    """What the machines of its endpoints cost, where they are your own; for the ledger."""
+    terms: Terms = Terms()
+
+
+class OpenAIBatchTeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="openai_batch"):
+    """A remote teacher asked through the provider's Batch API: within a day, at half the price."""
+
+    model: str
+    revision: str | None = None
+    endpoints: Annotated[list[OpenAIEndpoint], Meta(min_length=1)]
+    """As of `openai`; limits by the minute and the day do not apply to batches."""
+    requests_per_batch: Annotated[int, Meta(ge=1, le=1_000_000)] = 50_000
+    """The most requests of one batch."""
+    bytes_per_batch: Annotated[int, Meta(ge=1_000)] = 200_000_000
+    """The largest file of requests."""
+    enqueued_tokens: PositiveInt | None = None
+    """Prompt tokens that may wait at an endpoint over all of its batches, where it limits them."""
+    max_batches: PositiveInt = 20
+    """Batches out at an endpoint at the same time."""
+    completion_window: str = "24h"
+    poll_s: PositiveFloat = 60.0
+    """Between two looks at the batches; varies by a quarter, and grows while looks fail."""
+    lookup_s: Annotated[float, Meta(ge=0)] = 60.0
+    """How long a batch is looked for whose creation was cut short, before it is made again."""
+    delete_files: bool = True
+    """Delete the files at the provider when their results are committed."""
+    draws_per_request: Annotated[int, Meta(ge=1, le=128)] = 8
+    """Draws of a prompt that one request asks for (`n`); 1 where sampling has a seed."""
+    reasoning_tag: Name | None = None
+    """Split an answer's leading `<think>…</think>` off as its reasoning: the tag, such as think."""
+    timeout_s: PositiveFloat = 600.0
+    """Without a byte sent or received."""
+    connect_timeout_s: PositiveFloat = 15.0
+    ca_file: str | None = None
+    """A certificate authority's PEM file, for private endpoints."""
+    max_top_logprobs: Annotated[int, Meta(ge=0)] | None = None
+    """The endpoint's largest k, where it is known; checked at plan time."""
+    template_args: dict[str, Any] | None = None
+    """Sent as `chat_template_kwargs`."""
+    price: Price | None = None
+    """Outside batches; defaults to the dated table of genai-prices, where it knows the model."""
+    batch_discount: Money = "0.5"
+    """The share of the price, listed or configured, that a batch costs."""
+    budget_usd: Money | None = None
+    """The most that this teacher may cost, earlier runs included."""
     terms: Terms = Terms()
 
 
@@ -162,10 +261,15 @@ class PluginTeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="pl
     options: dict[str, Any] = {}
     """Given to the plug-in as they are."""
     price: Price | None = None
+    budget_usd: Money | None = None
+    """The most that this teacher may cost, earlier runs included."""
+    gpu: Gpu | None = None
     terms: Terms = Terms()
 
 
-TeacherConfig = FakeTeacher | LlamaCppTeacher | OpenAITeacher | PluginTeacher
+TeacherConfig = (
+    FakeTeacher | LlamaCppTeacher | OpenAITeacher | OpenAIBatchTeacher | PluginTeacher
+)
 
 
 class RunSampling(Sampling, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -192,7 +296,12 @@ class Generate(Strict, frozen=True, kw_only=True):
     partition_size: Annotated[int, Meta(ge=1, le=100_000)] = 1024
     """Samples a partition, the unit of commit. Fixed for a corpus."""
     max_concurrency: PositiveInt | None = None
-    """Requests in flight; defaults to what the teacher's endpoints take."""
+    """Requests in flight for each teacher; defaults to what its endpoints take."""
+    workers: PositiveInt = 1
+    """Processes that ask, decode and write, for remote teachers whose answers are more than one
+    core can take; limits and budgets hold over all of them."""
+    longest_pause_s: PositiveFloat = 3600.0
+    """Stop, with exit code 4, where every endpoint asks for a longer pause than this."""
     budget_usd: Money | None = None
     """The most that this corpus may cost, earlier runs included."""
     max_failure_rate: Share = 0.5
@@ -324,4 +433,15 @@ def set_teacher(config: Config, prompt_set: PromptSet) -> str:
 def budget_usd(config: Config) -> Decimal | None:
     """Return the run's budget, null where there is none."""
     limit = config.generate.budget_usd
+    return None if limit is None else Decimal(str(limit))
+
+
+def teacher_key(config: Config, name: str) -> str:
+    """Return where a teacher stands in the configuration, for messages."""
+    return "teacher" if config.teacher is not None else f"teachers.{name}"
+
+
+def teacher_budget_usd(config: Config, name: str) -> Decimal | None:
+    """Return a teacher's own budget, null where it has none."""
+    limit = getattr(teachers_of(config)[name], "budget_usd", None)
     return None if limit is None else Decimal(str(limit))

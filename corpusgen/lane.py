@@ -53,19 +53,12 @@ class Lane:
 
     def asks(self, opened: OpenPartition, samples: Sequence[Sample]) -> Iterator[Ask]:
         """Yield requests for samples of one partition: draws of a prompt go together."""
-        group: list[Sample] = []
-        for sample in samples:
-            if group and not (len(group) < self.draws and _alike(group[0], sample)):
-                yield Ask(self, opened, group)
-                group = []
-            group.append(sample)
-        if group:
+        for group in attempts.grouped(samples, self.draws):
             yield Ask(self, opened, group)
 
     def request_for(self, samples: Sequence[Sample]) -> Request:
         """Return one request for all of some draws."""
-        request = attempts.request_for(samples[0], self._top_logprobs, self._prompt_token_ids)
-        return request if len(samples) == 1 else attempts.with_draws(request, len(samples))
+        return attempts.request_for(samples, self._top_logprobs, self._prompt_token_ids)
 
     def claim(self, request: Request) -> Claim:
         """Return the most that a request can cost."""
@@ -74,18 +67,6 @@ class Lane:
             return Claim(most)
         at = {name: worst_case(request, tariff) for name, tariff in self.tariffs.items()}
         return Claim(most, at)
-
-
-def _alike(one: Sample, other: Sample) -> bool:
-    """Tell whether two samples are draws of the same prompt, and none has a seed of its own."""
-    return (
-        one.prompt_id == other.prompt_id
-        and one.prompt_set == other.prompt_set
-        and one.sampling.seed is None
-        and one.sampling == other.sampling
-        and one.messages == other.messages
-        and one.tools == other.tools
-    )
 
 
 class Ask:

@@ -67,6 +67,23 @@ class Layout(msgspec.Struct, frozen=True):
         """The last progress that a running process wrote."""
         return self.root / "status.json"
 
+    @property
+    def batches(self) -> Path:
+        """What is out at a provider's Batch API."""
+        return self.root / "batches"
+
+    def submission(self, submission_id: str) -> Path:
+        """Return the file that lists a submission's requests; its presence is the submission."""
+        return self.batches / f"{submission_id}.json"
+
+    def submission_place(self, submission_id: str) -> Path:
+        """Return the file that says where a submission is at the provider."""
+        return self.batches / f"{submission_id}.place.json"
+
+    def submission_work(self, submission_id: str, what: str) -> Path:
+        """Return a file that is only there while a process works: `requests` or `results`."""
+        return self.batches / f"{submission_id}.{what}.jsonl.tmp"
+
     def segment(self, number: int, ending: str) -> Path:
         """Return a planning's file: `000001.json`, `000001-00000.parquet`, `000001-changes…`."""
         return self.plan / f"{number:06d}{ending}"

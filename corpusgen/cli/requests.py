@@ -43,5 +43,5 @@ def _sent(loaded: LoadedConfig, teacher: Teacher | None, sample: Sample) -> dict
         return {"problem": f"the configuration has no teacher {sample.teacher}"}
     config = loaded.config
     top, ids = config.sampling.top_logprobs, config.generate.prompt_token_ids
-    shown = teacher.preview(request_for(sample, top, ids))
+    shown = teacher.preview(request_for([sample], top, ids))
     return {"request": shown}
