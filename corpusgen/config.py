@@ -267,9 +267,7 @@ class PluginTeacher(Strict, frozen=True, kw_only=True, tag_field="kind", tag="pl
     terms: Terms = Terms()
 
 
-TeacherConfig = (
-    FakeTeacher | LlamaCppTeacher | OpenAITeacher | OpenAIBatchTeacher | PluginTeacher
-)
+TeacherConfig = FakeTeacher | LlamaCppTeacher | OpenAITeacher | OpenAIBatchTeacher | PluginTeacher
 
 
 class RunSampling(Sampling, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from corpusgen import attempts
 from corpusgen.errors import (
     NotConnected,
@@ -24,8 +26,8 @@ from corpusgen.errors import (
 from corpusgen.lane import Ask
 from corpusgen.limits import Admitted, Fate
 from corpusgen.stopping import LogprobCheck, Stop, Stopping
-from corpusgen.teachers.interface import Endpoint
-from corpusgen.types import Generation, Intent, Reply
+from corpusgen.teachers.interface import Endpoint, Teacher
+from corpusgen.types import Generation, Intent, Reply, Request
 
 _BROKEN = ("server_error", "connection", "timeout", "torn_answer")
 _CANCELLED = Fate("cancelled")
@@ -92,7 +94,8 @@ class Exchange:
             opened.begin(intent)
             for sample in ask.samples:
                 opened.sent[sample.sample_id] += 1
-            reply = await _generate(ask, endpoint)
+            request = msgspec.structs.replace(ask.request, attempt_id=intent.attempt_id)
+            reply = await _generate(lane.teacher, request, endpoint)
             latency = time.perf_counter() - began
             cost = attempts.cost(reply.usage, tariff)
             fate = _answered(reply)
@@ -137,10 +140,10 @@ class Exchange:
             self.logprobs.add(ask.request, generation.answer, intent.endpoint)
 
 
-async def _generate(ask: Ask, endpoint: Endpoint) -> Reply:
+async def _generate(teacher: Teacher, request: Request, endpoint: Endpoint) -> Reply:
     """Make the attempt; whatever a teacher raises leaves as a `TeacherError`."""
     try:
-        return attempts.checked(await ask.lane.teacher.generate(ask.request, endpoint))
+        return attempts.checked(await teacher.generate(request, endpoint))
     except TeacherError:
         raise
     except RunStopped:

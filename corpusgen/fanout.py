@@ -28,7 +28,7 @@ from corpusgen.errors import (
 from corpusgen.exchange import Exchange, Witness
 from corpusgen.lane import Ask, Lane
 from corpusgen.retry import RetryPolicy
-from corpusgen.stopping import FailureRate, Stop, Stopping
+from corpusgen.stopping import FailureRate, Stop, Stopping, stop_for
 from corpusgen.store import OpenPartition, Store
 from corpusgen.types import Failure, Sample
 from corpusgen.unicode import storable
@@ -140,18 +140,7 @@ class FanOut:
             await asyncio.wait(left_over)
 
     def _stop_for(self, error: Exception) -> None:
-        if isinstance(error, CorpusgenError):
-            self._stop(error)
-        elif isinstance(error, OSError):
-            self._stop(
-                CorpusgenError(
-                    f"{error.filename or 'the corpus'}: cannot be written: {error.strerror}. "
-                    "What was answered is safe; make room and run the command again"
-                )
-            )
-        else:  # a mistake of ours: it leaves with its traceback once everything is committed
-            self._mistake = self._mistake or error
-            self._stop(CorpusgenError(f"{type(error).__name__}: {error}"))
+        self._mistake = stop_for(self._stop, error) or self._mistake
 
     async def _bring_all_to_end(self, lane: Lane) -> None:
         """Begin a lane's samples as the gate asks for them, and wait until all have ended."""

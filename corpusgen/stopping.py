@@ -44,6 +44,26 @@ class Stop:
         raise Stopping
 
 
+def stop_for(stop: Stop, error: Exception) -> Exception | None:
+    """Stop a run for what a part of it raised, so that the others drain and commit.
+
+    Returns the error where it is a mistake of ours: it is to be raised once that is done.
+    """
+    if isinstance(error, CorpusgenError):
+        stop(error)
+        return None
+    if isinstance(error, OSError):
+        stop(
+            CorpusgenError(
+                f"{error.filename or 'the corpus'}: cannot be written: {error.strerror}. "
+                "What was answered is safe; make room and run the command again"
+            )
+        )
+        return None
+    stop(CorpusgenError(f"{type(error).__name__}: {error}"))
+    return error
+
+
 class Stopping(Exception):
     """Leaves a sample as it is: pending."""
 

@@ -96,6 +96,8 @@ class Request(msgspec.Struct, frozen=True):
     response_format: dict[str, Any] | None = None
     prompt_token_ids: bool = False
     """Whether to return the prompt's token ids, where the teacher can."""
+    attempt_id: str | None = None
+    """Which attempt of the ledger this is, for the provider's logs."""
 
 
 class RateHint(msgspec.Struct, frozen=True):

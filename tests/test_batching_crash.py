@@ -12,29 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.batch_corpus import Batched
+from tests.killing import HOOK
 from tests.loopback_batch import Running, spawned
 
 NIGHTLY = pytest.mark.nightly
-RUN = """
-import os, signal, sys
+RUN = f"""{HOOK}
 root, at, base_url, count = os.path.realpath(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 out = os.path.join(root, "out")
-seen = 0
-def hook(event, arguments):
-    global seen
-    if event not in ("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.truncate"):
-        return
-    if not any(isinstance(a, (str, bytes, os.PathLike)) and
-               os.path.realpath(os.fsdecode(a)).startswith(out) for a in arguments):
-        return
-    if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        return
-    seen += 1
-    if seen == at:
-        os.kill(os.getpid(), signal.SIGKILL)
 from pathlib import Path
 from tests.batch_corpus import Batched
-batched = Batched(Path(root), [f"question {i}" for i in range(int(count))])
+batched = Batched(Path(root), [f"question {{i}}" for i in range(int(count))])
 if at:
     sys.addaudithook(hook)
 reason = batched.run(base_url, requests_per_batch=5, poll_s=0.05, lookup_s=0.3)

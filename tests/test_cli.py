@@ -135,7 +135,7 @@ def test_an_endpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
     config = write_config(tmp_path, teacher=teacher, generate={"retry": retry})
     told = sentence("run", config, code=1)
     assert f"127.0.0.1:{port}" in told
-    assert "max_failure_rate" in told
+    assert "no endpoint of the teacher answers" in told
 
 
 def test_an_endpoint_without_logprobs_stops_the_run(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_mistake_in_one_key(added: str, sentence: str) -> None:
     assert refusal(BASE + added) == f"c.yaml: {sentence}"
 
 
-KINDS = "fake, llama_cpp, openai, plugin"
+KINDS = "fake, llama_cpp, openai, openai_batch, plugin"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.killing import HOOK
 from tests.loopback import Running, spawned
 from tests.runs import (
     corpus_of,
@@ -27,22 +28,8 @@ from tests.runs import (
 
 CONCURRENCY = 16
 
-KILL_AT_FILE_EVENT = """
-import os, signal, sys
-root, at = os.path.realpath(sys.argv[1]), int(sys.argv[2])
-seen = 0
-def hook(event, arguments):
-    global seen
-    if event not in ("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.truncate"):
-        return
-    if not any(isinstance(a, (str, bytes, os.PathLike)) and
-               os.path.realpath(os.fsdecode(a)).startswith(root) for a in arguments):
-        return
-    if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        return
-    seen += 1
-    if seen == at:
-        os.kill(os.getpid(), signal.SIGKILL)
+KILL_AT_FILE_EVENT = f"""{HOOK}
+out, at = os.path.realpath(sys.argv[1]), int(sys.argv[2])
 sys.addaudithook(hook)
 from corpusgen.cli import main
 sys.argv = ["corpusgen", *sys.argv[3:]]

@@ -130,10 +130,15 @@ def test_a_pilot_with_failures_exits_3(tmp_path: Path) -> None:
 def test_an_interrupted_notebook_cell_drains_and_commits(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", [f"question {i}" for i in range(300)])
     program = (
-        "import asyncio, os, signal, sys, threading\n"
+        "import asyncio, os, pathlib, signal, sys, threading, time\n"
         "import corpusgen\n"
+        "def interrupt():\n"
+        "    while not list(pathlib.Path(sys.argv[2]).glob('journal/*.log')):\n"
+        "        time.sleep(0.02)\n"
+        "    time.sleep(0.5)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
         "def cell():\n"
-        "    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "    threading.Thread(target=interrupt).start()\n"
         "    return corpusgen.run(sys.argv[1])\n"
         "loop = asyncio.new_event_loop()\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -146,7 +151,7 @@ def test_an_interrupted_notebook_cell_drains_and_commits(tmp_path: Path) -> None
         teacher = remote(server.base_url, endpoint={"max_concurrency": 8})
         config = write_config(tmp_path, teacher=teacher)
         done = subprocess.run(
-            [sys.executable, "-c", program, str(config)],
+            [sys.executable, "-c", program, str(config), str(tmp_path / "out")],
             capture_output=True,
             text=True,
             timeout=60,

@@ -25,7 +25,7 @@ from corpusgen.errors import CorpusgenError, ExitCode, RunStopped
 from corpusgen.layout import Layout
 from corpusgen.limits import Budget
 from corpusgen.retry import RetryPolicy
-from corpusgen.stopping import FailureRate, LogprobCheck, Stop, Stopping
+from corpusgen.stopping import FailureRate, LogprobCheck, Stop, Stopping, stop_for
 from corpusgen.store import Store
 
 
@@ -196,18 +196,7 @@ class Batching:
             await asyncio.wait(pending)
 
     def _stop_for(self, error: Exception) -> None:
-        if isinstance(error, CorpusgenError):
-            self._stop(error)
-        elif isinstance(error, OSError):
-            self._stop(
-                CorpusgenError(
-                    f"{error.filename or 'the corpus'}: cannot be written: {error.strerror}. "
-                    "What was answered is safe; make room and run the command again"
-                )
-            )
-        else:  # a mistake of ours: it leaves with its traceback once everything is committed
-            self._mistake = self._mistake or error
-            self._stop(CorpusgenError(f"{type(error).__name__}: {error}"))
+        self._mistake = stop_for(self._stop, error) or self._mistake
 
     async def _commit_rest(self) -> None:
         """Commit what is open; a fault of the disk leaves the journals for the next run."""

@@ -102,9 +102,9 @@ class Bucket:
 class Pace:
     """Learn the rate that an endpoint allows without saying so, from its refusals.
 
-    Where a request is refused although no other is in flight, it is not for the load: what the
-    endpoint let through in the last minute is then taken for its limit. From there the rate falls
-    a little with each further refusal, and rises slowly without any.
+    Where several in a row are refused although nothing else is in flight, it is not for the load:
+    what the endpoint let through in the last minute is then taken for its limit. From there the
+    rate falls a little with each further refusal, and rises slowly without any.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -145,10 +145,10 @@ class Pace:
         if self._second - int(sent_at) < 60:
             self._seconds[int(sent_at) % 60] -= 1
 
-    def refused(self, *, alone: bool) -> None:
-        """Learn from a refusal that did not say when to come back.
+    def refused(self, *, alone: bool) -> bool:
+        """Learn from a refusal that did not say when to come back; return whether a rate was found.
 
-        `alone` tells that nothing else was in flight.
+        `alone` tells that it was one of several in a row, with nothing else in flight.
         """
         now = self._clock()
         if self._bucket is not None:
@@ -159,6 +159,8 @@ class Pace:
             self._turn()
             self._bucket = Bucket(max(sum(self._seconds), 1), self._clock)
             self._admitted, self._raised_at = False, now
+            return True
+        return False
 
     def _raise(self, bucket: Bucket) -> None:
         now = self._clock()

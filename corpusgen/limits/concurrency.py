@@ -24,7 +24,8 @@ _COLLAPSE = 0.5
 _SETTLED_ANSWERS = 100
 _FIRST_ANSWERS = 16
 _STRIKES = 3
-_IMMUNE, _MOST_IMMUNE = 20, 320
+_FEW = 0.05
+_IMMUNE = 20
 _STRIKING_ANSWERS = 60
 
 
@@ -42,6 +43,11 @@ class _Window:
         """Others in flight at the last refusal: what the endpoint did take."""
         self.full = False
         """Whether the limit was reached."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether more was refused than now and then one."""
+        return self.refused > max(_FEW * (self.answers + self.refused), 1)
 
     def goodput(self, limit: int) -> float:
         """Return the tokens a second that so many in flight bring (Little's law).
@@ -72,7 +78,6 @@ class Concurrency:
         self._limit_then = 0.0
         self._share_then = 0.0
         self._doubling_then = False
-        self._immunity = _IMMUNE
         self._immune = 0
 
     @property
@@ -119,6 +124,14 @@ class Concurrency:
         self._base = self._before_trial = None
         self._renew()
 
+    def acquit(self) -> None:
+        """Take back what refusals lowered: they were for the rate, not for the load."""
+        self._strikes = self._hold = 0
+        self._holding = 1
+        self._base = self._before_trial = None
+        self._doubling = self._climbs
+        self._set(self._limit if self._climbs else self._ceiling)
+
     def _length(self) -> int:
         if self._strikes:
             return max(self.limit, _STRIKING_ANSWERS)
@@ -128,7 +141,7 @@ class Concurrency:
 
     def _close(self) -> None:
         window = self._window
-        if window.refused and not self._immune:
+        if window.is_refused and not self._immune:
             self._lower(window)
             return
         self._immune = max(self._immune - 1, 0)
@@ -152,11 +165,10 @@ class Concurrency:
         self._strikes += 1
         self._base = self._before_trial = None
         in_vain = share > self._share_then / 2 or self._strikes > 2 * _STRIKES
-        if self._strikes > _STRIKES and in_vain:
-            self._strikes, self._immune = (
-                0,
-                _IMMUNE,
-            )  # refused at any load alike: it is not the load
+        # Where it starts, little is in flight, and lower limits would take minutes to judge.
+        strikes = _STRIKES if self._limit_then > START else 1
+        if self._strikes > strikes and in_vain:
+            self._strikes, self._immune = 0, _IMMUNE  # refused at any load alike: not for it
             self._doubling, self._hold = self._doubling_then, 0
             self._set(self._limit_then)
         else:

@@ -33,6 +33,8 @@ class GateSettings(msgspec.Struct, frozen=True):
     longest_pause_s: float = 3600.0
     outage_s: float = 900.0
     """Stop the run where no endpoint gave a sign of life for so long."""
+    first_tries: int = 6
+    """Stop the run where none was ever there after so many tries of each."""
     first_cool_off_s: float = 1.0
     longest_cool_off_s: float = 10.0
     sticky: bool = False
@@ -103,7 +105,7 @@ class Gate:
         """Wait for a place and take it; `leave` or `give_back` must follow.
 
         Raises `RunStopped` where every endpoint is closed for longer than `longest_pause_s` (exit
-        code 4), or none has given a sign of life for `outage_s` (exit code 1).
+        code 4), or none has given a sign of life for `outage_s`, or ever (exit code 1).
         """
         if not self._waiting:
             place = self._place_for(need)
@@ -146,6 +148,7 @@ class Gate:
         Once there were enough, it returns when half of them are gone, so that many are begun at
         a time.
         """
+        await asyncio.sleep(0)  # those that were begun just now come in line first
         while len(self._waiting) >= self.wishes:
             if self._served is None:
                 self._served = asyncio.get_running_loop().create_future()
@@ -238,16 +241,14 @@ class Gate:
 
     def _give_up_where_hopeless(self, soonest: float) -> None:
         settings = self._settings
-        now = self._clock()
-        silent = min(now - place.health.answered_at for place in self._places)
         used_up = [place.used_up for place in self._places if place.used_up is not None]
         if len(used_up) == len(self._places):
             self._refuse_all(f"every endpoint's quota is used up: {used_up[-1]}", ExitCode.BUDGET)
-        elif all(place.health.ejected for place in self._places) and silent > settings.outage_s:
+        elif all(place.health.ejected for place in self._places) and self._is_out():
             self._refuse_all(
-                f"no endpoint of the teacher has answered for {silent:.0f} s; the last one said: "
+                f"no endpoint of the teacher answers; {self._places[0].endpoint.name} said last: "
                 f"{self._places[0].health.reason} What was answered is committed; run the same "
-                "command again once it is back",
+                "command again once it is there",
                 ExitCode.ERROR,
             )
         elif soonest > settings.longest_pause_s:
@@ -258,6 +259,15 @@ class Gate:
                 "same command again then",
                 ExitCode.BUDGET,
             )
+
+    def _is_out(self) -> bool:
+        """Tell whether no endpoint was ever there, or none has been for long."""
+        healths = [place.health for place in self._places]
+        if all(health.was_never_there for health in healths):
+            tries = min(health.tries_before_first_sign for health in healths)
+            return tries >= self._settings.first_tries
+        silent = min(self._clock() - health.answered_at for health in healths)
+        return silent > self._settings.outage_s
 
     def _refuse_all(self, message: str, code: ExitCode) -> None:
         while self._waiting:

@@ -38,6 +38,14 @@ class Health:
         """When it last gave any sign of life."""
         self.reason = ""
         """The last failure's sentence."""
+        self.tries_before_first_sign = 0
+        """How often it was taken out before it first answered or refused anything."""
+        self._met = False
+
+    @property
+    def was_never_there(self) -> bool:
+        """Whether it never answered or refused anything."""
+        return not self._met
 
     @property
     def ejected(self) -> bool:
@@ -63,6 +71,7 @@ class Health:
         What was sent before it was taken out says nothing about now.
         """
         self.answered_at = self._clock()
+        self._met = True
         if self.ejected and not probe:
             return False
         returned = self.ejected
@@ -88,11 +97,20 @@ class Health:
             return True
         return False
 
-    def refused(self, reason: str, *, probe: bool, closed: bool) -> None:
-        """Count a request that was refused for load; `closed`: nothing gets through any more."""
+    def refused(self, reason: str, *, probe: bool, closed: bool) -> bool:
+        """Count a request that was refused for load; return whether it is ejected by it.
+
+        `closed` tells that nothing gets through any more.
+        """
         self.reason = reason
-        if probe if self.ejected else closed:
+        self._met = True
+        if self.ejected:
+            if probe:
+                self._eject()
+            return False
+        if closed:
             self._eject()
+        return closed
 
     def given_up(self, *, probe: bool) -> None:
         """Forget a request that was cancelled: it proves nothing."""
@@ -107,6 +125,7 @@ class Health:
     def _eject(self) -> None:
         cool_off = min(self._first * 2.0 ** min(self._trips, 30), self._longest)
         self._trips += 1
+        self.tries_before_first_sign += not self._met
         self._until = self._clock() + cool_off
         self._probing = False
         self._last.clear()

@@ -19,6 +19,9 @@ _PROBE_S = 3.0
 _DRAIN_S = 0.5
 _HOLD_S = 1.0
 _IN_A_ROW = 5
+_WORTH_TELLING_S = 10.0
+_WALL = 3
+"""Refusals in a row, the last one with nothing else in flight, that are not for the load."""
 _TOKEN_MARGIN = 0.01
 """Of a TPM limit: lengths vary, and a server counts them at other moments than we do."""
 _LONGEST_HINT_S = 60.0
@@ -210,7 +213,7 @@ class Place:
             self._spend(0, fate.tokens - permit.tokens)
         told = self._judge(permit, fate)
         if fate.pause_s:
-            self.paused_until = max(self.paused_until, self._clock() + fate.pause_s)
+            told = told or self._pause(fate.pause_s)
         if fate.rate is not None:
             self._believe(fate.rate)
         return told
@@ -220,6 +223,15 @@ class Place:
         while self._held and self._held[0] <= self._clock():
             self._held.popleft()
         return len(self._held)
+
+    def _pause(self, seconds: float) -> str | None:
+        """Send nothing for as long as the endpoint asked; tell it where that is long."""
+        now = self._clock()
+        news = seconds >= _WORTH_TELLING_S and self.paused_until <= now
+        self.paused_until = max(self.paused_until, now + seconds)
+        if not news:
+            return None
+        return f"endpoint {self.endpoint.name} asked for a pause of {seconds:.0f} s"
 
     def _charge(self, need: Need) -> int:
         """Return how many tokens the endpoint counts for a request when it arrives."""
@@ -236,8 +248,7 @@ class Place:
             self._proven = True
             self.concurrency.refused(permit.epoch, self.in_flight)
             if fate.pause_s is None:
-                self._slow_down(permit, fate)
-                return None
+                return self._slow_down(permit, fate)
         if fate.kind in ("broken", "unreachable"):
             return self._failed(permit, fate)
         if fate.kind == "answered":
@@ -266,7 +277,7 @@ class Place:
         self._told = True
         return f"endpoint {self.endpoint.name} is left alone for a while: {fate.reason}"
 
-    def _slow_down(self, permit: Permit, fate: Fate) -> None:
+    def _slow_down(self, permit: Permit, fate: Fate) -> str | None:
         """Send less for a while: the endpoint refused, and did not say when to come back.
 
         The place stays taken for a moment, so that refusals are not met with more requests.
@@ -275,13 +286,17 @@ class Place:
         for bucket in (self._requests, self._tokens):
             if bucket is not None:
                 bucket.drain(_DRAIN_S)
-        alone = self.in_flight == 0
-        if self._pace is not None:
-            self._pace.forget(permit.sent_at)
-            self._pace.refused(alone=alone)
         self._refused_in_a_row += 1
+        if self._pace is not None:
+            walled = self.in_flight == 0 and self._refused_in_a_row >= _WALL
+            self._pace.forget(permit.sent_at)
+            if self._pace.refused(alone=walled):
+                self.concurrency.acquit()
         closed = self._refused_in_a_row >= max(self.in_flight, _IN_A_ROW)
-        self.health.refused(fate.reason, probe=permit.probe, closed=closed)
+        if not self.health.refused(fate.reason, probe=permit.probe, closed=closed):
+            return None
+        self._told = True
+        return f"endpoint {self.endpoint.name} refuses every request for now: {fate.reason}"
 
     def _believe(self, rate: RateHint) -> None:
         """Keep to what the endpoint says that it has left."""

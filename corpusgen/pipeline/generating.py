@@ -187,7 +187,10 @@ class _Generation:
         fan_out: FanOut,
         workers: int,
     ) -> None:
-        await asyncio.gather(asking, batching.run())
+        ends = await asyncio.gather(asking, batching.run(), return_exceptions=True)
+        for mistake in ends:  # each has committed what it had
+            if isinstance(mistake, BaseException):
+                raise mistake
         if workers > 1:
             await fan_out.run([])  # commits what journals of earlier runs hold
 

@@ -225,6 +225,9 @@ class _Planner:
             later = np.ones(len(asked), dtype=bool)
             later[first] = False
             marks.aliases.add(asked["ordinal"][later])
+            if not len(planned):
+                marks.new.add(asked["ordinal"][first])
+                continue
             known = np.isin(ids, planned["id"])
             marks.new.add(asked["ordinal"][first[~known]])
             gone = ~np.isin(planned["id"], ids)
@@ -287,6 +290,8 @@ def _sample_ids(request: SetRequest, prompt: Prompt) -> list[str]:
 
 def _updated(planned: npt.NDArray[Any], updates: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return planned entries with the digest of each one's last update."""
+    if not len(updates):
+        return planned
     ids, last = np.unique(updates["id"][::-1], return_index=True)
     touched = np.isin(planned["id"], ids)
     place = np.searchsorted(ids, planned["id"][touched])

@@ -31,6 +31,7 @@ class Buckets:
         directory.mkdir(parents=True)
         self._directory = directory
         self._buffers = [bytearray() for _ in range(_BUCKETS)]
+        self._on_disk: set[int] = set()
 
     def add(self, sample_id: str, extra: int, ordinal: int) -> None:
         """Remember one sample."""
@@ -42,15 +43,17 @@ class Buckets:
 
     def read(self, bucket: int) -> npt.NDArray[Any]:
         """Return a bucket's entries in the order in which they were added."""
+        if bucket not in self._on_disk:
+            return np.frombuffer(bytearray(self._buffers[bucket]), dtype=ENTRY)
         self._flush(bucket)
-        path = self._path(bucket)
-        return np.fromfile(path, dtype=ENTRY) if path.exists() else np.empty(0, ENTRY)
+        return np.fromfile(self._path(bucket), dtype=ENTRY)
 
     def _flush(self, bucket: int) -> None:
         if self._buffers[bucket]:
             with self._path(bucket).open("ab") as file:
                 file.write(self._buffers[bucket])
             self._buffers[bucket].clear()
+            self._on_disk.add(bucket)
 
     def _path(self, bucket: int) -> Path:
         return self._directory / f"{bucket:02x}"

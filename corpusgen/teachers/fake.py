@@ -21,6 +21,7 @@ from corpusgen.config import FakeTeacher
 from corpusgen.teachers.interface import Capabilities, Endpoint, Identity, Tokenizer
 from corpusgen.types import Answer, Float32s, Int32s, Reply, Request, TokenTrace, Usage
 
+_CONCURRENCY = 64
 MAX_DRAWS = 16
 
 _END, _PERIOD, _COMMA, _NEWLINE, _FIRST_WORD = range(5)
@@ -101,7 +102,7 @@ class Fake:
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Name the only place that requests can be sent to."""
-        return (Endpoint("fake"),)
+        return (Endpoint("fake", max_concurrency=_CONCURRENCY),)
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 _OPENAI_TOP_LOGPROBS = {"chat": 20, "completions": 5}
 
+_ATTEMPT_HEADER = "X-Client-Request-Id"
+"""OpenAI's name for a request's id that the client chooses; proxies and servers log it too."""
+
 
 def create(key: str, options: OpenAITeacher) -> RemoteTeacher:
     """Make a teacher of its configuration, offline.
@@ -123,7 +126,10 @@ class RemoteTeacher:
         assert self._transport is not None, "open() comes first"
         site = self._sites[endpoint.name]
         body = self._encode(request, site)
-        answer = await self._transport.post(site.url, site.headers, body, site.origin)
+        headers = site.headers
+        if request.attempt_id is not None:
+            headers = {**headers, _ATTEMPT_HEADER: request.attempt_id}
+        answer = await self._transport.post(site.url, headers, body, site.origin)
         if not 200 <= answer.status < 300:
             raise from_status(site.origin, answer.status, answer.headers, answer.body)
         return self._read(answer, request, site)
