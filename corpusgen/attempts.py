@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -17,14 +17,15 @@ MOST_TOKENS = 2**31 - 1
 """What a token count's column holds; a server that states more is not to be believed."""
 
 
-def grouped(samples: Sequence[Sample], draws: int) -> Iterator[list[Sample]]:
-    """Yield samples as requests ask for them: up to `draws` draws of one prompt together.
+def grouped(samples: Sequence[Sample], draws: Callable[[], int]) -> Iterator[list[Sample]]:
+    """Yield samples as requests ask for them: up to `draws()` draws of one prompt together.
 
-    A sample with a seed of its own stays alone: the same seed makes two draws equal.
+    It is called again for each sample, as how many a server takes is learned meanwhile. A sample
+    with a seed of its own stays alone: the same seed makes two draws equal.
     """
     group: list[Sample] = []
     for sample in samples:
-        if group and not (len(group) < draws and _alike(group[0], sample)):
+        if group and not (len(group) < draws() and _alike(group[0], sample)):
             yield group
             group = []
         group.append(sample)

@@ -53,7 +53,7 @@ class Lane:
 
     def asks(self, opened: OpenPartition, samples: Sequence[Sample]) -> Iterator[Ask]:
         """Yield requests for samples of one partition: draws of a prompt go together."""
-        for group in attempts.grouped(samples, self.draws):
+        for group in attempts.grouped(samples, lambda: self.draws):
             yield Ask(self, opened, group)
 
     def request_for(self, samples: Sequence[Sample]) -> Request:

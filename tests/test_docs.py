@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from corpusgen import config, events, lease, schema
+from corpusgen.batching.submissions import Item, Place, Submission
 from corpusgen.cli.reference import reference
 from corpusgen.commits import Commit, PartFile
 from corpusgen.config_file import parse_config
@@ -46,9 +47,11 @@ SECTIONS: dict[str, list[type[msgspec.Struct]]] = {
     "kind: fake": [config.FakeTeacher],
     "kind: llama_cpp": [config.LlamaCppTeacher],
     "kind: openai": [config.OpenAITeacher],
+    "kind: openai_batch": [config.OpenAIBatchTeacher],
     "endpoints": [config.OpenAIEndpoint],
     "kind: plugin": [config.PluginTeacher],
     "price": [config.Price],
+    "gpu": [config.Gpu],
     "terms": [config.Terms],
     "sampling": [config.RunSampling, Sampling],
     "generate": [config.Generate],
@@ -252,6 +255,8 @@ def _type(kind: pa.DataType) -> str:
         ("`commits/00000-000.json`", [Commit, PartFile]),
         ("`curation/<digest>/curation.json`", [CurationResult, ReasonCount]),
         ("`dataset/<name>/export.json`", [ExportResult, DatasetFile, Column]),
+        ("`batches/<submission>.json`", [Submission, Item]),
+        ("`batches/<submission>.place.json`", [Place]),
         ("`lease.json`", [lease.Owner]),
     ],
 )

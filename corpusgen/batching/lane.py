@@ -66,7 +66,7 @@ class BatchLane:
 
     def groups(self, samples: Sequence[Sample]) -> Iterator[list[Sample]]:
         """Yield the samples that go into one request: draws of a prompt without own seeds."""
-        yield from attempts.grouped(samples, self.draws)
+        yield from attempts.grouped(samples, lambda: self.draws)
 
 
 class Out:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from corpusgen.errors import RunStopped
 from corpusgen.limits.budget import Budget
 from corpusgen.limits.gate import Gate
 from corpusgen.limits.place import Fate, Need, Permit
@@ -134,8 +135,14 @@ class LocalAdmission:
                 raise
 
     def _settle(self, reserved: int | None, cost: int | None, *, may_be_billed: bool) -> None:
-        for budget in reversed(self._budgets):
-            budget.settle(reserved, cost, may_be_billed=may_be_billed)
+        exceeded: RunStopped | None = None
+        for budget in self._budgets:
+            try:
+                budget.settle(reserved, cost, may_be_billed=may_be_billed)
+            except RunStopped as error:  # every budget must hear of it
+                exceeded = error
+        if exceeded is not None:
+            raise exceeded
 
     def _lowered(self, claim: Claim, endpoint: str) -> int | None:
         """Lower a reservation to the worst case of the endpoint that was found."""
