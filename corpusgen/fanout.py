@@ -150,11 +150,14 @@ class FanOut:
 
     async def _begin_all(self, lane: Lane) -> None:
         coming = self._take_up(lane, 0)
+        wanted = 0
         for index in range(len(lane.partitions)):
             opened, samples = await coming
             coming = self._take_up(lane, index + 1)  # read while this one is being asked
             for ask in lane.asks(opened, list(self._askable(opened, samples))):
-                await self._until_wanted(lane)
+                if wanted <= 0:
+                    wanted = await self._until_wanted(lane)
+                wanted -= 1
                 if self._stop.is_asked() or lane.closed is not None:
                     return
                 self._begin(ask)
@@ -176,12 +179,13 @@ class FanOut:
             else:
                 self._fail(opened, Failure(sample.sample_id, "bad_prompt", sample.problem, 0))
 
-    async def _until_wanted(self, lane: Lane) -> None:
-        """Wait until another sample is needed to keep the lane's endpoints full."""
+    async def _until_wanted(self, lane: Lane) -> int:
+        """Wait until more samples are needed to keep the lane's endpoints full; return how many."""
         tasks = self._asking[lane]
-        await lane.admission.wait_for_demand()
+        wanted = await lane.admission.wait_for_demand()
         while len(tasks) >= _ALIVE_A_PLACE * lane.admission.concurrency + _ALIVE_AT_LEAST:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return wanted
 
     def _begin(self, ask: Ask) -> None:
         tasks = self._asking[ask.lane]

@@ -7,8 +7,8 @@ stream and leave in row groups of about `ROW_GROUP_BYTES`; only one group is in 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,12 +127,10 @@ def write_failures(
 def write_attempts(target: Path, attempts: Sequence[Attempt], corpus_id: str) -> int:
     """Write a part's attempts in the order in which they were sent; return the rows."""
     ordered = sorted(attempts, key=lambda attempt: (attempt.started_at, attempt.attempt_id))
-    columns: dict[str, Any] = {
-        name: [getattr(attempt, name) for attempt in ordered]
-        for name in schema.ATTEMPTS.names
-        if name != "started_at"
-    }
-    columns["started_at"] = [_moment(attempt.started_at) for attempt in ordered]
+    names = schema.ATTEMPTS.names
+    rows = zip(*map(operator.attrgetter(*names), ordered), strict=True)
+    columns: dict[str, Any] = dict(zip(names, rows, strict=True))
+    columns["started_at"] = _moments(columns["started_at"])
     columns["request_id"] = [storable(value) for value in columns["request_id"]]
     for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens"):
         columns[name] = [token_count(value) for value in columns[name]]
@@ -227,7 +225,7 @@ def _generation_table(
         "cached_tokens": [token_count(generation.usage.cached_tokens) for generation in group],
         "model_revision": [storable(generation.model_revision) for generation in group],
         "endpoint": [generation.endpoint for generation in group],
-        "started_at": [_moment(generation.started_at) for generation in group],
+        "started_at": _moments([generation.started_at for generation in group]),
         "latency_s": [generation.latency_s for generation in group],
         "attempts": [generation.attempts for generation in group],
         "prompt_token_ids": _lists([generation.prompt_token_ids for generation in group]),
@@ -355,5 +353,9 @@ def _json(value: Any) -> str | None:
     return None if value is None else storable(msgspec.json.encode(value).decode())
 
 
-def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _moments(seconds: Sequence[float]) -> pa.Array:
+    """Return times in epoch seconds as timestamps."""
+    exact = np.array(seconds, np.float64)
+    whole = np.floor(exact)  # apart, or the product would round a second time
+    microseconds = whole.astype(np.int64) * 1_000_000 + np.rint((exact - whole) * 1e6).astype(int)
+    return pa.array(microseconds).cast(pa.timestamp("us", tz="UTC"))

@@ -67,8 +67,8 @@ class Admission(Protocol):
     def give_back(self, admitted: Admitted) -> None:
         """Give back what was not used: nothing was sent."""
 
-    async def wait_for_demand(self) -> None:
-        """Return when another request should come in line."""
+    async def wait_for_demand(self) -> int:
+        """Return how many more requests should come in line; wait until it is at least one."""
 
     def close(self) -> None:
         """End; nobody may be in line."""
@@ -117,9 +117,9 @@ class LocalAdmission:
         self._gate.give_back(admitted.ticket)
         self._settle(admitted.reserved, 0, may_be_billed=False)
 
-    async def wait_for_demand(self) -> None:
-        """Return when fewer requests are in line than should be."""
-        await self._gate.wait_for_demand()
+    async def wait_for_demand(self) -> int:
+        """Return how many more requests should come in line; wait until it is at least one."""
+        return await self._gate.wait_for_demand()
 
     def close(self) -> None:
         """Forget the gate's timer."""

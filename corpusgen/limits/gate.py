@@ -142,8 +142,8 @@ class Gate:
         permit.place.give_back(permit)
         self._serve()
 
-    async def wait_for_demand(self) -> None:
-        """Return when fewer requests are in line than should be.
+    async def wait_for_demand(self) -> int:
+        """Return how many more requests should be in line, once there is room for some.
 
         Once there were enough, it returns when half of them are gone, so that many are begun at
         a time.
@@ -153,6 +153,7 @@ class Gate:
             if self._served is None:
                 self._served = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._served)
+        return self.wishes - len(self._waiting)
 
     def close(self) -> None:
         """Forget the timer; nobody may be in line."""

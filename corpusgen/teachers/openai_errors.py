@@ -58,6 +58,8 @@ class Origin:
 
 def shortened(text: str) -> str:
     """Return a text as one printable line of at most `MESSAGE_LENGTH` characters."""
+    if len(text) <= MESSAGE_LENGTH and text.isalnum():
+        return text
     line = " ".join(text[: 8 * MESSAGE_LENGTH].split())
     line = "".join(c if c.isprintable() else "�" for c in line)
     return line if len(line) <= MESSAGE_LENGTH else line[: MESSAGE_LENGTH - 1] + "…"

@@ -79,12 +79,18 @@ class RemoteAdmission:
         assert isinstance(admitted.ticket, int)
         self._mouth.say(GiveBack(admitted.ticket))
 
-    async def wait_for_demand(self) -> None:
-        """Return when fewer requests are in line than should be."""
-        while self._line >= max(self.concurrency // 4, 4):
+    async def wait_for_demand(self) -> int:
+        """Return how many more requests should come in line; wait until it is at least one."""
+        await asyncio.sleep(0)  # those that were begun just now come in line first
+        while self._line >= self._wishes:
             if self._served is None or self._served.done():
                 self._served = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._served)
+        return self._wishes - self._line
+
+    @property
+    def _wishes(self) -> int:
+        return max(self.concurrency // 4, 4)
 
     def close(self) -> None:
         """Do nothing: the parent's limits go on."""
