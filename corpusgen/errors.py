@@ -9,7 +9,8 @@
     ├── RunStopped                 the run ends early, drained and committed; carries the exit code
     └── TeacherError               one attempt failed; `outcome` is what the ledger writes
         ├── again                  RateLimited, Overloaded, ServerFault, ConnectionFailed,
-        │                          NotConnected, AnswerTimeout, NotRun, Withdrawn, TornAnswer
+        │                          NotConnected, GatewayFault, AnswerTimeout, NotRun,
+        │                          Withdrawn, TornAnswer
         ├── never                  Rejected, ContextOverflow, ContentRefused, TeacherRaised
         └── fatal                  AuthenticationFailed, ModelNotFound, QuotaExhausted,
                                    TeacherBroken
@@ -128,6 +129,12 @@ class ServerFault(TeacherError):
 
     outcome = "server_error"
     retry = "again"
+
+
+class GatewayFault(ServerFault):
+    """A gateway lost its upstream (HTTP 502, 504, 52x), which may have answered and billed."""
+
+    may_be_billed = True
 
 
 class ConnectionFailed(TeacherError):

@@ -22,6 +22,7 @@ from corpusgen.errors import (
     RunStopped,
     TeacherError,
     TeacherRaised,
+    TornAnswer,
 )
 from corpusgen.lane import Ask
 from corpusgen.limits import Admitted, Fate
@@ -143,13 +144,21 @@ class Exchange:
 async def _generate(teacher: Teacher, request: Request, endpoint: Endpoint) -> Reply:
     """Make the attempt; whatever a teacher raises leaves as a `TeacherError`."""
     try:
-        return attempts.checked(await teacher.generate(request, endpoint))
+        reply = attempts.checked(await teacher.generate(request, endpoint))
     except TeacherError:
         raise
     except RunStopped:
         raise
     except Exception as error:  # a plug-in's own code may raise anything
         raise TeacherRaised(f"the teacher raised {type(error).__name__}: {error}") from error
+    if not reply.answers:
+        raise TornAnswer(
+            f"endpoint {endpoint.name}: the reply holds no answer.",
+            http_status=reply.http_status,
+            prompt_tokens=reply.usage.prompt_tokens,
+            completion_tokens=reply.usage.completion_tokens,
+        )
+    return reply
 
 
 def _answered(reply: Reply) -> Fate:

@@ -86,6 +86,11 @@ class FanOut:
         self.logprobs = self._exchange.logprobs
 
     @property
+    def reached(self) -> CorpusgenError | None:
+        """Which budget or limit closed a lane for the rest of this run, if one did."""
+        return next((lane.closed for lane in self._asking if lane.closed), None)
+
+    @property
     def in_flight(self) -> int:
         """Requests under way now."""
         return self._exchange.in_flight
@@ -111,9 +116,6 @@ class FanOut:
                 lane.admission.close()
         if self._mistake is not None:
             raise self._mistake
-        closed = next((lane.closed for lane in self._asking if lane.closed), None)
-        if closed is not None:
-            self._stop(closed)
 
     async def _reporting(self, work: Coroutine[None, None, None]) -> None:
         """Do a piece of work; what it raises stops the run, and drains the others."""
@@ -238,9 +240,9 @@ class FanOut:
             self._begin(Ask(ask.lane, ask.opened, [sample], split=split))
 
     def _close(self, lane: Lane, reached: RunStopped) -> None:
-        """Ask a teacher no more; where it is the only one left, the run stops."""
+        """Ask a teacher no more; others go on."""
         lane.closed = lane.closed or reached
-        if reached.exit_code is ExitCode.ERROR or all(other.closed for other in self._asking):
+        if reached.exit_code is ExitCode.ERROR:
             self._stop(reached)
 
     def _fail(self, opened: OpenPartition, failure: Failure) -> None:

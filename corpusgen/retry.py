@@ -60,11 +60,14 @@ class RetryPolicy:
         self,
         attempt: Callable[[], Awaitable[T]],
         excused_s: Callable[[], float] = lambda: 0.0,
+        *,
+        waits: bool = False,
     ) -> T:
         """Make attempts until one answers, may not be made again, or the bounds are reached.
 
         `excused_s` returns the seconds so far that count against no bound: those that were spent
-        in line for an endpoint. Raises the last attempt's error, as it is.
+        in line for an endpoint. `waits` lets a pause that an endpoint asked for pass here, where no
+        gate keeps its place closed. Raises the last attempt's error, as it is.
         """
         began = self._clock()
         try:
@@ -73,7 +76,7 @@ class RetryPolicy:
             if not is_worth_retrying(error):
                 raise
             first = error
-        controller = self._controller(began, excused_s)
+        controller = self._controller(began, excused_s, waits)
         async for turn in controller:
             with turn:
                 if turn.retry_state.attempt_number == 1:
@@ -81,24 +84,29 @@ class RetryPolicy:
                 return await attempt()
         raise AssertionError("tenacity ends with an answer or an error")
 
-    def _controller(self, began: float, excused_s: Callable[[], float]) -> AsyncRetrying:
+    def _controller(
+        self, began: float, excused_s: Callable[[], float], waits: bool
+    ) -> AsyncRetrying:
         free = 0
+        asked = 0.0
 
         def is_over(state: RetryCallState) -> bool:
-            nonlocal free
-            if costs_no_attempt(_error_of(state)) and free < MOST_FREE_ATTEMPTS:
+            nonlocal free, asked
+            if _is_free(state, free):
                 free += 1
+                asked += state.upcoming_sleep
                 return False
-            spent = self._clock() - began - excused_s() + state.upcoming_sleep
+            spent = self._clock() - began - excused_s() - asked + state.upcoming_sleep
             counted = state.attempt_number - free
             return counted >= self._settings.max_attempts or spent > self._settings.max_seconds
 
         def wait_s(state: RetryCallState) -> float:
-            if costs_no_attempt(_error_of(state)):
-                return 0.0  # the endpoint's place is closed for as long as it asked
+            if _is_free(state, free):
+                return _asked_s(state) if waits else 0.0  # or its place is closed for so long
             doublings = min(state.attempt_number - free - 1, _MOST_DOUBLINGS)
             doubled = self._settings.first_wait_s * 2.0**doublings
-            return min(doubled, self._settings.longest_wait_s) * self._jitter()
+            wait = min(doubled, self._settings.longest_wait_s) * self._jitter()
+            return max(wait, _asked_s(state)) if waits else wait
 
         return AsyncRetrying(
             retry=retry_if_exception(is_worth_retrying),
@@ -107,6 +115,15 @@ class RetryPolicy:
             sleep=self._sleep,
             reraise=True,
         )
+
+
+def _is_free(state: RetryCallState, free: int) -> bool:
+    return costs_no_attempt(_error_of(state)) and free < MOST_FREE_ATTEMPTS
+
+
+def _asked_s(state: RetryCallState) -> float:
+    error = _error_of(state)
+    return (error.retry_after_s or 0.0) if isinstance(error, TeacherError) else 0.0
 
 
 def _error_of(state: RetryCallState) -> BaseException | None:

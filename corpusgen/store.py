@@ -172,11 +172,16 @@ class Store:
         waiting = [a for o in self.open.values() if of(o.number) for a in o.contents.attempts]
         return committed + sum(charge(attempt) for attempt in waiting)
 
-    def attempts_since(self, moment: float) -> Iterator[tuple[str, float, int]]:
-        """Yield (endpoint, started at, tokens) of attempts since a moment, in epoch seconds."""
+    def attempts_since(
+        self, moment: float, of: Callable[[int], bool]
+    ) -> Iterator[tuple[str, float, int]]:
+        """Yield (endpoint, started at, tokens) of attempts since a moment, in epoch seconds.
+
+        `of` tells which partitions count.
+        """
         columns = ["endpoint", "started_at", "prompt_tokens", "completion_tokens"]
-        for parts in self.commits.values():
-            for commit in parts:
+        for partition, parts in self.commits.items():
+            for commit in parts if of(partition) else ():
                 file = commit.files.get("attempts")
                 path = self._layout.root / file.path if file is not None else None
                 if path is None or path.stat().st_mtime < moment:
@@ -186,7 +191,7 @@ class Store:
                         tokens = (row["prompt_tokens"] or 0) + (row["completion_tokens"] or 0)
                         yield row["endpoint"], row["started_at"].timestamp(), tokens
         for opened in self.open.values():
-            for attempt in opened.contents.attempts:
+            for attempt in opened.contents.attempts if of(opened.number) else ():
                 if attempt.started_at >= moment:
                     tokens = (attempt.prompt_tokens or 0) + (attempt.completion_tokens or 0)
                     yield attempt.endpoint, attempt.started_at, tokens

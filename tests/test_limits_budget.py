@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -381,3 +382,18 @@ def test_a_real_tokenizer_never_makes_more_tokens() -> None:
     for tokens, messages in zip(asyncio.run(main()), conversations, strict=True):
         assert tokens is not None
         assert 0 < tokens <= worst_case_tokens(messages)
+
+
+def test_one_that_is_cancelled_as_it_is_refused_gives_back_nothing() -> None:
+    async def main() -> int:
+        budget = Budget(100, 0)
+        await budget.reserve(80)
+        waiting = reserving(budget, 60)
+        assert await waits(waiting)
+        budget.settle(80, 80, may_be_billed=True)  # refuses the one in line
+        waiting.cancel()
+        with suppress(asyncio.CancelledError, RunStopped):
+            await waiting
+        return budget.reserved
+
+    assert run_virtually(main()) == 0

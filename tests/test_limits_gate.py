@@ -241,8 +241,8 @@ def test_requests_keep_to_the_endpoint_s_rate() -> None:
 
 
 def test_tokens_are_settled_on_what_was_used() -> None:
-    async def time_of(fate: Fate, **limits: Any) -> float:
-        gate = gate_of(Endpoint("x", 50, tpm=6000, **limits))
+    async def time_of(fate: Fate, tpm: int = 6000, **limits: Any) -> float:
+        gate = gate_of(Endpoint("x", 50, tpm=tpm, **limits))
         assert gate.counts_tokens
         for _ in range(60):
             gate.leave(await gate.enter(Need("s", tokens=100, most_tokens=390)), fate)
@@ -257,7 +257,7 @@ def test_tokens_are_settled_on_what_was_used() -> None:
     unknown = Fate("answered")
     assert run_virtually(time_of(unknown)) == pytest.approx(60, rel=0.04)
     never_arrived = Fate("limited", pause_s=0.0001)
-    assert run_virtually(time_of(never_arrived)) < 1
+    assert run_virtually(time_of(never_arrived, tpm=600)) <= 60, "600 s, were they counted"
     reserved = run_virtually(time_of(less, tpm_counts="max_tokens"))
     assert reserved == pytest.approx(234, rel=0.04), "whatever was used"
 
@@ -613,3 +613,64 @@ def test_an_endpoint_that_is_added_takes_only_its_share_of_the_prefixes() -> Non
     moved = [new for old, new in zip(before, after, strict=True) if old != new]
     assert set(moved) == {"c"}
     assert 90 < len(moved) < 180
+
+
+# The end of endpoints
+
+
+def test_a_feeder_that_waits_hears_that_all_endpoints_are_used_up() -> None:
+    async def main() -> int:
+        gate = gate_of(Endpoint("x", 2), max_concurrency=2)
+        permits = [await gate.enter(ANY) for _ in range(2)]
+        line = [begin(gate.enter(ANY)) for _ in range(gate.wishes)]
+        assert await waits(*line)
+        feeder = asyncio.create_task(gate.wait_for_demand())
+        assert await waits(feeder)
+        for permit in permits:
+            gate.leave(permit, Fate("used_up", reason="no money."))
+        ends = await asyncio.gather(*line, return_exceptions=True)
+        assert all(isinstance(end, RunStopped) for end in ends)
+        async with asyncio.timeout(5):
+            return await feeder
+
+    assert run_virtually(main()) > 0
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        (Fate("used_up", reason="no money."), ExitCode.ERROR),
+        (Fate("limited", pause_s=36_000), ExitCode.BUDGET),
+    ],
+)
+def test_a_used_up_or_paused_endpoint_beside_a_dead_one_ends_the_run(
+    first: Fate, code: ExitCode
+) -> None:
+    async def main() -> tuple[float, ExitCode]:
+        gate = gate_of(Endpoint("a", 1), Endpoint("b", 1), outage_s=900)
+        one, other = await gate.enter(ANY), await gate.enter(ANY)
+        gate.leave(other, ANSWERED)
+        gate.leave(one, first)
+        while True:
+            try:
+                permit = await gate.enter(ANY)
+            except RunStopped as stopped:
+                return now(), stopped.exit_code
+            assert permit.endpoint.name == other.endpoint.name
+            gate.leave(permit, UNREACHABLE)
+
+    took, found = run_virtually(main())
+    assert 900 < took < 1000
+    assert found is code
+
+
+def test_a_pause_of_nothing_is_not_met_with_a_flood() -> None:
+    async def main() -> int:
+        gate = gate_of(Endpoint("x", 8))
+        sent = 0
+        while now() < 10:
+            gate.leave(await gate.enter(ANY), Fate("limited", pause_s=0.0))
+            sent += 1
+        return sent
+
+    assert run_virtually(main()) < 20

@@ -244,9 +244,13 @@ def test_a_pace_falls_with_refusals_and_rises_without() -> None:
     pace.admitted()
     pace.refused(alone=False)
     assert pace.per_minute == pytest.approx(0.97 * learned)
-    clock.now += 60
-    pace.opens_in()
+    for _ in range(6):
+        clock.now += 10
+        pace.opens_in()
     assert pace.per_minute == pytest.approx(0.97 * learned * 1.003**60)
+    clock.now += 30 * 86_400
+    assert pace.opens_in() == 0
+    assert pace.per_minute < 1.25 * learned, "a month of waiting teaches nothing"
 
 
 def test_a_pace_holds_requests_back() -> None:

@@ -105,7 +105,7 @@ def test_hostile_bodies_never_raise(body: Any) -> None:
         ({"type": "overloaded_error", "message": "busy"}, Overloaded),
         ({"type": "invalid_request_error", "message": "no"}, Rejected),
         ({"code": 403, "message": "Key limit exceeded (total limit)."}, QuotaExhausted),
-        ({"code": 502, "message": "upstream"}, ServerFault),
+        ({"code": 502, "message": "upstream"}, errors.GatewayFault),
         ({"message": "later", "code": "rate_limit_exceeded", "retry_after": 3}, RateLimited),
         ({}, ServerFault),
     ],
@@ -115,3 +115,11 @@ def test_an_error_inside_a_success(error: Any, kind: type[errors.TeacherError]) 
     assert type(found) is kind
     assert found.rate == RateHint(requests_limit=9)
     assert found.retry_after_s == error.get("retry_after")
+
+
+@pytest.mark.parametrize("status", [502, 504, 524])
+def test_what_a_gateway_lost_may_be_billed(status: int) -> None:
+    error = from_status(Origin("x"), status, {}, b"<html>bad gateway</html>")
+    assert error.retry == "again"
+    assert error.may_be_billed, "nobody saw what the upstream did"
+    assert not from_status(Origin("x"), 500, {}, b"").may_be_billed

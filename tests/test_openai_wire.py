@@ -335,7 +335,7 @@ def test_numbers_that_are_no_logprobs_are_unknown() -> None:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        ({"message": "upstream", "code": 502}, errors.ServerFault),
+        ({"message": "upstream", "code": 502}, errors.GatewayFault),
         ({"message": "slow down", "code": "429"}, errors.RateLimited),
         ({"message": "broke", "code": "insufficient_quota"}, errors.QuotaExhausted),
         ({"message": "too long", "code": "context_length_exceeded"}, errors.ContextOverflow),
@@ -415,3 +415,12 @@ def test_any_order_of_candidates_gives_a_whole_trace(rows: Any, k: int) -> None:
         assert rank == 0 or names[rank - 1].decode() == token
         start += count
     assert start == len(trace.topk_bytes) == len(trace.topk_logprobs)
+
+
+def test_an_error_in_a_success_is_charged_what_its_body_admits_to() -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 5}
+    body = json.dumps({"error": {"message": "upstream broke"}, "usage": usage}).encode()
+    request = Request([{"role": "user", "content": "x"}], Sampling())
+    with pytest.raises(errors.TeacherError) as caught:
+        decode_reply(body, request, Origin("x"), 200, {})
+    assert (caught.value.prompt_tokens, caught.value.completion_tokens) == (10, 5)

@@ -182,3 +182,43 @@ def test_more_workers_than_partitions_are_not_started(tmp_path: Path, samples: i
         succeeded(corpusgen("run", config))
         assert len(server.log()) == samples
     verified(tmp_path, "--complete")
+
+
+def test_one_teacher_s_budget_ends_nothing_of_another_teacher(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", [f"question {i}" for i in range(60)])
+    write_prompts(tmp_path / "others.jsonl", [f"other {i}" for i in range(60)])
+    with serving(Script(latency_ms=20)) as server:
+        endpoint = {"max_concurrency": 4}
+        poor = remote(server.base_url, endpoint=endpoint, price=PRICE, budget_usd="0.001")
+        rich = remote(server.base_url, endpoint=endpoint, price=PRICE) | {"model": "other"}
+        config = write_config(
+            tmp_path,
+            teacher=None,
+            teachers={"poor": poor, "rich": rich},
+            prompts=[
+                {"path": "prompts.jsonl", "teacher": "poor"},
+                {"path": "others.jsonl", "teacher": "rich"},
+            ],
+            generate={"workers": 2, "partition_size": 16},
+        )
+        done = corpusgen("run", config)
+    assert done.returncode == 4, done.stderr
+    answered = corpus_of(tmp_path).generations().to_table(columns=["teacher"])["teacher"]
+    assert Counter(answered.to_pylist())["rich"] == 60
+
+
+def test_what_a_killed_parent_left_is_committed_even_where_nothing_is_asked(tmp_path: Path) -> None:
+    with spawned("--latency-ms", "50") as server:
+        config = prepared(tmp_path, server, 200, generate={"budget_usd": "1"})
+        process = start("run", config)
+        until_answered(server, 60)
+        workers = workers_of(process)
+        process.kill()
+        process.communicate()
+        psutil.wait_procs(workers, timeout=10)
+        sent = len(server.log())
+        done = corpusgen("run", config, "--set", "generate.budget_usd=0.000001")
+    assert done.returncode == 4, done.stderr
+    assert not list((tmp_path / "out" / "journal").glob("*.log"))
+    attempts = corpus_of(tmp_path).attempts().to_table(columns=["attempt_id"])
+    assert len(attempts) >= sent

@@ -78,7 +78,8 @@ class _Books:
 
     def enter(self, teacher: str, prompt_set: str, attempts: pa.Table, answers: Answers) -> None:
         """Enter a partition's attempts."""
-        self._priced |= attempts["reserved_picousd"].null_count < attempts.num_rows
+        for column in ("reserved_picousd", "cost_picousd"):
+            self._priced |= attempts[column].null_count < attempts.num_rows
         starts = started_us(attempts)
         lasted = attempts["latency_s"].fill_null(0.0).to_numpy()
         busy = self._busy.setdefault(teacher, BusyTime())

@@ -19,6 +19,8 @@ _MARGIN = 0.005
 """Of the limit; requests do not arrive as evenly as they are sent."""
 _SLOT_S = 0.25
 _LOWER = 0.97
+_RAISED_FOR_S = 10.0
+"""What a pause longer than this would teach is nothing."""
 _RAISE_A_SECOND = 1.003
 
 
@@ -164,7 +166,7 @@ class Pace:
 
     def _raise(self, bucket: Bucket) -> None:
         now = self._clock()
-        bucket.rate *= _RAISE_A_SECOND ** (now - self._raised_at)
+        bucket.rate *= _RAISE_A_SECOND ** min(now - self._raised_at, _RAISED_FOR_S)
         bucket.capacity = max(bucket.rate * _BURST_S, 1.0)
         self._raised_at = now
 

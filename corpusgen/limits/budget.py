@@ -54,7 +54,7 @@ class Budget:
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.reserved -= amount
             self._serve()
             raise

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -44,11 +44,15 @@ _DEFAULTS = GateSettings()
 
 
 class _Waiter:
-    __slots__ = ("future", "need")
+    __slots__ = ("future", "need", "ranking")
 
-    def __init__(self, need: Need, future: asyncio.Future[Permit]) -> None:
+    def __init__(
+        self, need: Need, future: asyncio.Future[Permit], ranking: Sequence[Place]
+    ) -> None:
         self.need = need
         self.future = future
+        self.ranking = ranking
+        """The endpoints as its prompt prefers them, where routing is sticky."""
 
 
 class Gate:
@@ -107,11 +111,12 @@ class Gate:
         Raises `RunStopped` where every endpoint is closed for longer than `longest_pause_s` (exit
         code 4), or none has given a sign of life for `outage_s`, or ever (exit code 1).
         """
+        ranking = self._ranking(need)
         if not self._waiting:
-            place = self._place_for(need)
+            place = self._place_for(need, ranking)
             if place is not None:
                 return self._take(place, need)
-        waiter = _Waiter(need, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(need, asyncio.get_running_loop().create_future(), ranking)
         self._waiting.append(waiter)
         if self._settings.sticky:
             self._serve()
@@ -180,15 +185,20 @@ class Gate:
         if self._waiting:
             self._come_back()
 
+    def _wake_feeder(self) -> None:
+        if self._served is not None:
+            self._served.set_result(None)
+            self._served = None
+
     def _next(self) -> tuple[_Waiter, Place] | None:
         """Return who goes next and where to; null where nobody can."""
         first = self._waiting[0]
         if self._settings.sticky and len(self._places) > 1:
-            for waiter, _ in zip(self._waiting, range(_STICKY_LOOK), strict=False):
-                place = self._favourite(waiter.need)
-                if place.has_room(waiter.need) and self._has_room:
+            for waiter in self._with_free_favourites():
+                place = _first_healthy(waiter.ranking)
+                if place.has_room(waiter.need):
                     return waiter, place
-        place_or_none = self._place_for(first.need)
+        place_or_none = self._place_for(first.need, first.ranking)
         return None if place_or_none is None else (first, place_or_none)
 
     @property
@@ -196,7 +206,7 @@ class Gate:
         most = self._settings.max_concurrency
         return most is None or self.in_flight < most
 
-    def _place_for(self, need: Need) -> Place | None:
+    def _place_for(self, need: Need, ranking: Sequence[Place]) -> Place | None:
         """Return the least loaded endpoint that may take a request now."""
         if not self._has_room:
             return None
@@ -205,18 +215,24 @@ class Gate:
             return place if place.has_room(need) else None
         open_places = [place for place in self._places if place.has_room(need)]
         others = [place for place in open_places if place.endpoint.name != need.avoid]
-        if self._settings.sticky and others and need.prefix is not None:
-            favourite = self._favourite(need)
-            if favourite in others:
-                return favourite
+        if ranking and others and (favourite := _first_healthy(ranking)) in others:
+            return favourite
         return min(others or open_places, key=lambda place: place.load, default=None)
 
-    def _favourite(self, need: Need) -> Place:
-        healthy = [place for place in self._places if not place.health.ejected] or self._places
-        if need.prefix is None:
-            return min(healthy, key=lambda place: place.load)
+    def _with_free_favourites(self) -> Iterator[_Waiter]:
+        """Yield those near the front of the line whose favourite endpoint has a place free."""
+        if not self._has_room:
+            return
+        free = {place for place in self._places if place.in_flight < place.room}
+        for waiter, _ in zip(self._waiting, range(_STICKY_LOOK), strict=False):
+            if free and waiter.ranking and _first_healthy(waiter.ranking) in free:
+                yield waiter
+
+    def _ranking(self, need: Need) -> Sequence[Place]:
         prefix = need.prefix
-        return max(healthy, key=lambda place: _score(place.endpoint, prefix))
+        if prefix is None or not self._settings.sticky:
+            return ()
+        return sorted(self._places, key=lambda place: -_score(place.endpoint, prefix))
 
     def _come_back(self) -> None:
         """Set a timer for the first endpoint that time opens; stop a run that waits in vain."""
@@ -224,7 +240,7 @@ class Gate:
         waits = [place.opens_in(first) for place in self._places]
         known = [wait for wait in waits if wait]
         if self.in_flight == 0:
-            self._give_up_where_hopeless(min(known, default=0.0))
+            self._give_up_where_hopeless(first)
         if known or (self.in_flight == 0 and self._waiting):
             self._wake_in(min(*known, _LOOK_S, _LOOK_S))
 
@@ -240,30 +256,38 @@ class Gate:
         self._timer = None
         self._serve()
 
-    def _give_up_where_hopeless(self, soonest: float) -> None:
-        settings = self._settings
-        used_up = [place.used_up for place in self._places if place.used_up is not None]
-        if len(used_up) == len(self._places):
-            self._refuse_all(f"every endpoint's quota is used up: {used_up[-1]}", ExitCode.BUDGET)
-        elif all(place.health.ejected for place in self._places) and self._is_out():
+    def _give_up_where_hopeless(self, need: Need) -> None:
+        """Refuse all in line where no endpoint will take any for long; nothing is in flight."""
+        left = [place for place in self._places if place.used_up is None]
+        out = [place for place in left if place.health.ejected]
+        if not left:
+            reason = self._places[-1].used_up
+            self._refuse_all(f"every endpoint's quota is used up: {reason}", ExitCode.BUDGET)
+            return
+        pauses = [place.opens_in(need) or 0.0 for place in left if place not in out]
+        if min(pauses, default=math.inf) <= self._settings.longest_pause_s:
+            return
+        if out and not self._are_out(out):
+            return
+        if not pauses:
             self._refuse_all(
-                f"no endpoint of the teacher answers; {self._places[0].endpoint.name} said last: "
-                f"{self._places[0].health.reason} What was answered is committed; run the same "
-                "command again once it is there",
+                f"no endpoint of the teacher answers; {out[0].endpoint.name} said last: "
+                f"{out[0].health.reason} What was answered is committed; run the same command "
+                "again once it is there",
                 ExitCode.ERROR,
             )
-        elif soonest > settings.longest_pause_s:
-            names = ", ".join(place.endpoint.name for place in self._places)
-            self._refuse_all(
-                f"the limits of {names} are used up for the next {soonest / 3600:.1f} hours, "
-                "longer than generate.longest_pause_s. What was answered is committed; run the "
-                "same command again then",
-                ExitCode.BUDGET,
-            )
+            return
+        names = ", ".join(place.endpoint.name for place in self._places)
+        self._refuse_all(
+            f"the limits of {names} are used up for the next {min(pauses) / 3600:.1f} hours, "
+            "longer than generate.longest_pause_s. What was answered is committed; run the same "
+            "command again then",
+            ExitCode.BUDGET,
+        )
 
-    def _is_out(self) -> bool:
-        """Tell whether no endpoint was ever there, or none has been for long."""
-        healths = [place.health for place in self._places]
+    def _are_out(self, places: Sequence[Place]) -> bool:
+        """Tell whether none of some ejected endpoints was ever there, or none has been for long."""
+        healths = [place.health for place in places]
         if all(health.was_never_there for health in healths):
             tries = min(health.tries_before_first_sign for health in healths)
             return tries >= self._settings.first_tries
@@ -275,6 +299,11 @@ class Gate:
             waiter = self._waiting.popleft()
             if not waiter.future.done():
                 waiter.future.set_exception(RunStopped(message, code))
+        self._wake_feeder()
+
+
+def _first_healthy(ranking: Sequence[Place]) -> Place:
+    return next((place for place in ranking if not place.health.ejected), ranking[0])
 
 
 def _score(endpoint: Endpoint, prefix: bytes) -> float:

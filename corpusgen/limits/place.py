@@ -20,6 +20,7 @@ _DRAIN_S = 0.5
 _HOLD_S = 1.0
 _IN_A_ROW = 5
 _WORTH_TELLING_S = 10.0
+_SHORT_PAUSE_S = 1.0
 _WALL = 3
 """Refusals in a row, the last one with nothing else in flight, that are not for the load."""
 _TOKEN_MARGIN = 0.01
@@ -126,6 +127,7 @@ class Place:
         self._held: deque[float] = deque()
         """Until when places stay taken whose requests were refused."""
         self._refused_in_a_row = 0
+        self._short_pauses = 0
         self._told = False
         """Whether its absence was told."""
 
@@ -212,7 +214,7 @@ class Place:
         elif fate.tokens is not None and self.endpoint.tpm_counts == "used":
             self._spend(0, fate.tokens - permit.tokens)
         told = self._judge(permit, fate)
-        if fate.pause_s:
+        if fate.pause_s is not None:
             told = told or self._pause(fate.pause_s)
         if fate.rate is not None:
             self._believe(fate.rate)
@@ -227,6 +229,9 @@ class Place:
     def _pause(self, seconds: float) -> str | None:
         """Send nothing for as long as the endpoint asked; tell it where that is long."""
         now = self._clock()
+        if seconds < _SHORT_PAUSE_S:  # "at once" is no answer to the second refusal in a row
+            self._short_pauses += 1
+            seconds = max(seconds, min(0.05 * 2.0**self._short_pauses, _SHORT_PAUSE_S))
         news = seconds >= _WORTH_TELLING_S and self.paused_until <= now
         self.paused_until = max(self.paused_until, now + seconds)
         if not news:
@@ -252,7 +257,7 @@ class Place:
         if fate.kind in ("broken", "unreachable"):
             return self._failed(permit, fate)
         if fate.kind == "answered":
-            self._refused_in_a_row = 0
+            self._refused_in_a_row = self._short_pauses = 0
             if self._pace is not None:
                 self._pace.admitted()
             latency = self._clock() - permit.sent_at

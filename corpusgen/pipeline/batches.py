@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 
 import msgspec
 
-from corpusgen.batching import Submission, outstanding, place_of
+from corpusgen.batching import Submission, is_of, outstanding, place_of
 from corpusgen.config_file import LoadedConfig
 from corpusgen.corpus import Corpus
 from corpusgen.errors import ConfigError
@@ -85,7 +85,7 @@ async def _list(
 
 def _of(layout: Layout, teacher: BatchTeacher, endpoint: Endpoint) -> Iterator[Submission]:
     for submission in outstanding(layout):
-        if submission.model == teacher.identity.model and submission.endpoint == endpoint.name:
+        if is_of(submission, teacher) and submission.endpoint == endpoint.name:
             yield submission
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from corpusgen.batching import SamplesOut
 from corpusgen.corpus import Corpus
 from corpusgen.estimates import (
     Answering,
@@ -19,7 +20,10 @@ from corpusgen.plan.segments import Plan, Run
 
 
 def estimated(session: Session, choice: Choice) -> Estimated:
-    """Return what asking the samples of a choice will take, the plan being as it is."""
+    """Return what asking the samples of a choice will take, the plan being as it is.
+
+    What is out at a provider is not asked again, and so not in it.
+    """
     corpus = Corpus(session.layout.root)
     chosen = None
     if choice.limit is not None:
@@ -29,6 +33,7 @@ def estimated(session: Session, choice: Choice) -> Estimated:
         lambda run: _draws(session, corpus.plan, run),
         chosen,
         retried(choice.retry_failed),
+        SamplesOut(session.layout).of,
     )
     runs = {(each.run.prompt_set, each.run.variant): each.run for each in asked}
     return estimate(

@@ -49,14 +49,7 @@ class _Generation:
         self._choice = choice
         self._observer = observer
         self._opened: dict[str, Teacher] = {}
-        self._store = Store(
-            session.layout,
-            session.facts.corpus_id,
-            plan,
-            partial(lanes.token_format, session, plan, self._opened),
-            session.lease,
-            session.journal_directory,
-        )
+        self._store = self._new_store()
         self._store.recover()
         self._tell_recovery()
         self._waiting = Waiting(session.layout, self._store)
@@ -66,6 +59,17 @@ class _Generation:
             name: lanes.teacher_budget(session, plan, self._store, name)
             for name in session.teachers
         }
+
+    def _new_store(self) -> Store:
+        session = self._session
+        return Store(
+            session.layout,
+            session.facts.corpus_id,
+            self._plan,
+            partial(lanes.token_format, session, self._plan, self._opened),
+            session.lease,
+            session.journal_directory,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -169,7 +173,7 @@ class _Generation:
         admissions = {name: self._admission(name) for name in asked}
         workers = self._session.config.generate.workers
         crew = Crew(self._session, self._choice, admissions, meter, stop)
-        fan_out = self._fan_out(stop, meter)
+        fan_out = self._fan_out(self._store, stop, meter)
         if workers > 1:
             assignments = Assignment.share_out(asked, workers)
             self._store.hand_over({p for each in assignments for p in each.partitions})
@@ -178,26 +182,40 @@ class _Generation:
             asking = fan_out.run(
                 [lanes.lane(self._session, name, admissions[name], asked[name]) for name in asked]
             )
-        return fan_out, batching, crew, self._all(asking, batching, fan_out, workers)
+        return fan_out, batching, crew, self._all(asking, batching, fan_out, crew, stop, meter)
 
     async def _all(
         self,
         asking: Coroutine[None, None, None],
         batching: Batching,
         fan_out: FanOut,
-        workers: int,
+        crew: Crew,
+        stop: Stop,
+        meter: RunMeter,
     ) -> None:
+        workers = self._session.config.generate.workers
         ends = await asyncio.gather(asking, batching.run(), return_exceptions=True)
+        if workers > 1:
+            await fan_out.run([])  # commits what journals of earlier runs hold
+            await self._commit_left_over(stop, meter)
         for mistake in ends:  # each has committed what it had
             if isinstance(mistake, BaseException):
                 raise mistake
-        if workers > 1:
-            await fan_out.run([])  # commits what journals of earlier runs hold
+        for reached in (fan_out.reached, batching.reached, crew.reached):
+            if reached is not None:
+                stop(reached)  # not before: what one teacher's budget ends is not the run
 
-    def _fan_out(self, stop: Stop, meter: RunMeter) -> FanOut:
+    async def _commit_left_over(self, stop: Stop, meter: RunMeter) -> None:
+        """Commit what workers left in journals: they died, or were stopped before they began."""
+        store = self._new_store()
+        store.recover()
+        await self._fan_out(store, stop, meter).run([])
+        store.close()
+
+    def _fan_out(self, store: Store, stop: Stop, meter: RunMeter) -> FanOut:
         settings = self._session.config.generate
         return FanOut(
-            self._store,
+            store,
             RetryPolicy(settings.retry, stop.sleep),
             meter,
             stop,
@@ -237,7 +255,7 @@ class _Generation:
         own = self._budgets[name]
         budgets = [self._budget] if own is None else [self._budget, own]
         tell = partial(self._log, "warning")
-        return lanes.admission(self._session, self._store, name, budgets, tell)
+        return lanes.admission(self._session, self._plan, self._store, name, budgets, tell)
 
     async def _watched(
         self,

@@ -52,12 +52,17 @@ def teacher_budget(session: Session, plan: Plan, store: Store, name: str) -> Bud
 
 def admission(
     session: Session,
+    plan: Plan,
     store: Store,
     name: str,
     budgets: Sequence[Budget],
     tell: Callable[[str], None],
 ) -> Admission:
     """Return the limits of a teacher's endpoints, and the budgets over them."""
+
+    def of(partition: int) -> bool:
+        return session.teacher_of(plan, plan.run_of(partition)) == name
+
     settings, teacher = session.config.generate, session.teachers[name]
     gate = Gate(
         teacher.endpoints,
@@ -71,7 +76,7 @@ def admission(
             longest_cool_off_s=min(settings.retry.longest_wait_s, LONGEST_COOL_OFF_S),
             sticky=_is_sticky(session, name),
         ),
-        earlier=_last_day(store, teacher),
+        earlier=_last_day(store, teacher, of),
         tell=tell,
     )
     return LocalAdmission(gate, budgets)
@@ -133,12 +138,14 @@ def _is_sticky(session: Session, name: str) -> bool:
     return isinstance(options, model.OpenAITeacher) and options.routing == "sticky"
 
 
-def _last_day(store: Store, teacher: Teacher) -> dict[str, list[tuple[float, int]]]:
+def _last_day(
+    store: Store, teacher: Teacher, of: Callable[[int], bool]
+) -> dict[str, list[tuple[float, int]]]:
     """Return (seconds ago, tokens) of the last day's requests by endpoint, for daily caps."""
     if not any(endpoint.rpd or endpoint.tpd for endpoint in teacher.endpoints):
         return {}
     now = time.time()
     found: dict[str, list[tuple[float, int]]] = {}
-    for endpoint, started_at, tokens in store.attempts_since(now - DAY_S):
+    for endpoint, started_at, tokens in store.attempts_since(now - DAY_S, of):
         found.setdefault(endpoint, []).append((now - started_at, tokens))
     return found

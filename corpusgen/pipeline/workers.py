@@ -21,7 +21,7 @@ import msgspec
 
 from corpusgen.config_file import parse_config
 from corpusgen.corpus import Facts
-from corpusgen.errors import CorpusgenError
+from corpusgen.errors import CorpusgenError, ExitCode
 from corpusgen.events import Committed, Log
 from corpusgen.fanout import FanOut
 from corpusgen.layout import Layout
@@ -33,7 +33,7 @@ from corpusgen.pipeline.asking import make_teachers, tariffs_of
 from corpusgen.pipeline.choosing import Choice, Wanted
 from corpusgen.pipeline.session import Session
 from corpusgen.retry import RetryPolicy
-from corpusgen.stopping import FailureRate, Stop
+from corpusgen.stopping import FailureRate, Stop, stop_for
 from corpusgen.store import Store
 from corpusgen.workers.guest import Calls, RemoteAdmission, RemoteMeter, listen
 from corpusgen.workers.host import Host, reason_of
@@ -102,6 +102,8 @@ class Crew:
         self._hosts: list[Host] = []
         self.without_logprobs = 0
         """Answers that came without the logprobs that were asked for."""
+        self.reached: CorpusgenError | None = None
+        """Which budget or limit ended a worker early, if one did."""
 
     @property
     def in_flight(self) -> int:
@@ -112,13 +114,19 @@ class Crew:
         """Let workers ask their partitions; return when all have ended and committed."""
         halting = asyncio.create_task(self._halt_all())
         try:
-            await asyncio.gather(*(self._employ(each, len(assignments)) for each in assignments))
+            ends = await asyncio.gather(
+                *(self._employ(each, len(assignments)) for each in assignments),
+                return_exceptions=True,
+            )
         finally:
             halting.cancel()
             with suppress(asyncio.CancelledError):
                 await halting
             for admission in self._admissions.values():
                 admission.close()
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
 
     async def _halt_all(self) -> None:
         await self._stop.wait()
@@ -127,6 +135,14 @@ class Crew:
             host.halt(self._stop.reason)
 
     async def _employ(self, assignment: Assignment, workers: int) -> None:
+        try:
+            await self._accompany(assignment, workers)
+        except Exception as error:  # noqa: BLE001 - sorted out there
+            mistake = stop_for(self._stop, error)
+            if mistake is not None:
+                raise mistake from None
+
+    async def _accompany(self, assignment: Assignment, workers: int) -> None:
         ours, theirs = socket.socketpair()
         brief = Brief(
             text=self._session.loaded.text,
@@ -164,7 +180,9 @@ class Crew:
             return
         self.without_logprobs += ended.without_logprobs
         reason = reason_of(ended)
-        if reason is not None:
+        if reason is not None and reason.exit_code is ExitCode.BUDGET:
+            self.reached = reason  # others may have teachers left that can be asked
+        elif reason is not None:
             self._stop(reason)
 
     def counted(self, counts: Counts) -> None:
@@ -212,14 +230,14 @@ async def _work(parent: socket.socket) -> None:
     listening = asyncio.create_task(listen(reader, calls, stop, partial(os._exit, 1)))
     meter = RemoteMeter(mouth)
     telling = asyncio.create_task(_tell_often(meter))
-    missing = 0
+    missing, reached = 0, None
     try:
-        missing = await _ask(brief, mouth, calls, stop, meter)
+        missing, reached = await _ask(brief, mouth, calls, stop, meter)
     except CorpusgenError as error:
         stop(error)
     telling.cancel()
     meter.tell()
-    reason = stop.reason
+    reason = stop.reason or reached
     if reason is None:
         mouth.say(Ended(without_logprobs=missing))
     else:
@@ -234,8 +252,13 @@ async def _tell_often(meter: RemoteMeter) -> None:
         meter.tell()
 
 
-async def _ask(brief: Brief, mouth: Mouth, calls: Calls, stop: Stop, meter: RemoteMeter) -> int:
-    """Ask the partitions of a brief; return how many answers lacked their logprobs."""
+async def _ask(
+    brief: Brief, mouth: Mouth, calls: Calls, stop: Stop, meter: RemoteMeter
+) -> tuple[int, CorpusgenError | None]:
+    """Ask the partitions of a brief.
+
+    Returns how many answers lacked their logprobs, and which budget or limit was reached.
+    """
     session = _session(brief)
     settings, plan = session.config.generate, session.plan()
     store = Store(
@@ -273,7 +296,7 @@ async def _ask(brief: Brief, mouth: Mouth, calls: Calls, stop: Stop, meter: Remo
         store.close()
         for name in asked:
             await session.teachers[name].close()
-    return fan_out.logprobs.missing
+    return fan_out.logprobs.missing, fan_out.reached
 
 
 def _remote(brief: Brief, name: str, mouth: Mouth, calls: Calls) -> RemoteAdmission:

@@ -58,7 +58,7 @@ class Origin:
 
 def shortened(text: str) -> str:
     """Return a text as one printable line of at most `MESSAGE_LENGTH` characters."""
-    if len(text) <= MESSAGE_LENGTH and text.isalnum():
+    if len(text) <= MESSAGE_LENGTH and text.isprintable() and " " not in text:
         return text
     line = " ".join(text[: 8 * MESSAGE_LENGTH].split())
     line = "".join(c if c.isprintable() else "�" for c in line)

@@ -16,6 +16,7 @@ from corpusgen.errors import (
     AuthenticationFailed,
     ContentRefused,
     ContextOverflow,
+    GatewayFault,
     ModelNotFound,
     Overloaded,
     QuotaExhausted,
@@ -133,6 +134,7 @@ _BY_STATUS: dict[int, type[TeacherError]] = {
     424: ServerFault,  # TGI: the generation failed
     425: ServerFault,
     429: RateLimited,
+    **dict.fromkeys((502, 504, 520, 521, 522, 523, 524), GatewayFault),
     498: Overloaded,  # Groq: no capacity in the flex tier
     501: Rejected,
     503: Overloaded,

@@ -121,7 +121,9 @@ def reply_of(
     error = next(filter(None, (completion.error, *(c.error for c in choices))), None)
     choices = [choice for choice in choices if choice.message is not None and not choice.error]
     if not choices and error is not None:
-        raise from_answer(origin, status, headers, error)
+        found, spent = from_answer(origin, status, headers, error), _usage(completion.usage)
+        found.prompt_tokens, found.completion_tokens = spent.prompt_tokens, spent.completion_tokens
+        raise found
     if not choices:
         raise torn(origin, "the answer holds no choice", body, status, headers)
     choices = sorted(choices, key=lambda choice: choice.index)[: request.draws]

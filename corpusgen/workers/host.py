@@ -7,13 +7,14 @@ requests may have been answered, and its journal says which were sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
 
 from corpusgen.errors import CorpusgenError, ExitCode, RunStopped
 from corpusgen.limits import Admission, Admitted, Fate
+from corpusgen.stopping import Stop, stop_for
 from corpusgen.workers.messages import (
     Counts,
     Ended,
@@ -53,7 +54,7 @@ class Host:
         self,
         admissions: Mapping[str, Admission],
         listener: Listener,
-        stop: Callable[[CorpusgenError], None],
+        stop: Stop,
     ) -> None:
         self._admissions = admissions
         self._listener = listener
@@ -117,6 +118,10 @@ class Host:
             admitted = await admission.enter(asked.need, asked.claim)
         except RunStopped as reached:
             self._mouth.say(Refused(asked.call, str(reached), int(reached.exit_code)))
+            return
+        except Exception as error:  # noqa: BLE001 - the worker must not wait for ever
+            mistake = stop_for(self._stop, error)
+            self._mouth.say(Refused(asked.call, str(mistake or error), int(ExitCode.ERROR)))
             return
         finally:
             self._calls.pop(asked.call, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import msgspec
 
@@ -132,9 +133,13 @@ class Mouth:
         self._held.append(payload)
 
     async def close(self) -> None:
-        """Say what is left and close."""
+        """Say what is left, wait until it has left, and close."""
         self._flush()
+        with suppress(ConnectionError):
+            await self._writer.drain()
         self._writer.close()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
 
     def _flush(self) -> None:
         if self._held and not self._writer.is_closing():
