@@ -18,7 +18,6 @@ from corpusgen.pipeline import generating
 from corpusgen.pipeline.choosing import Choice
 from corpusgen.pipeline.counting import Generated, counted
 from corpusgen.pipeline.estimating import estimated, what_is_left
-from corpusgen.pipeline.finishing import Facts, curate_corpus, export_corpus, report_corpus
 from corpusgen.pipeline.session import Session, layout_of, make_plan, opened
 
 
@@ -175,6 +174,9 @@ def _finished(
     loaded: LoadedConfig, result: Result, observer: Observer, until: str = "report"
 ) -> Result:
     """Do the stages after generation, up to and with `until`."""
+    # What only these stages need (templates of cards and reports) is imported for them alone.
+    from corpusgen.pipeline.finishing import Facts, curate_corpus, export_corpus, report_corpus
+
     corpus = Corpus(result.corpus)
     observer(StageStarted("curate"))
     curation = curate_corpus(corpus, loaded.config, observer)

@@ -8,14 +8,16 @@ data set and are left out, since no teacher is sent them.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from corpusgen.config import PromptSet, set_name
 from corpusgen.prompts.rows import Row, RowError, json_problem, kind, one_line
-from corpusgen.prompts.template import compile_template
 from corpusgen.types import BadPrompt, Message, Prompt
+
+if TYPE_CHECKING:
+    from corpusgen.prompts.template import Render
 
 _ROLES = ("user", "assistant", "system", "developer", "tool")
 _SYSTEM_ROLES = ("system", "developer")
@@ -24,6 +26,12 @@ _encode = msgspec.json.Encoder().encode
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
 _decode = msgspec.json.Decoder().decode
 _pack = msgspec.msgpack.Encoder().encode
+
+
+def _compiled(text: str, key: str) -> Render:
+    from corpusgen.prompts.template import compile_template  # Jinja2 takes a while to import
+
+    return compile_template(text, key)
 
 
 class Renderer:
@@ -38,8 +46,8 @@ class Renderer:
         self._columns = prompt_set.columns
         self._taken = frozenset(msgspec.structs.astuple(prompt_set.columns))
         self._tools = prompt_set.tools or None
-        self._template = template and compile_template(template, f"{where}.template")
-        self._system = system and compile_template(system, f"{where}.system")
+        self._template = template and _compiled(template, f"{where}.template")
+        self._system = system and _compiled(system, f"{where}.system")
 
     def render(self, row: Row) -> Prompt | BadPrompt:
         """Return the row's prompt, or the row as a bad one with its problem."""
