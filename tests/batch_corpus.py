@@ -106,7 +106,7 @@ class Batched:
             retry=Retry(max_attempts=max_attempts, first_wait_s=0.01, longest_wait_s=0.02),
             drain_s=drain_s,
         )
-        stop = Stop()
+        self.stop = stop = Stop()
         with Lease(self.layout.lease, "run") as lease:
             found = Plan(self.layout, SIZE)
             tokens = TokenFormat(top_logprobs, "float32", "raw")
@@ -146,7 +146,7 @@ class Batched:
             finally:
                 store.close()
                 await teacher.close()
-        return stop.reason
+        return stop.reason or batching.reached
 
     def _observe(self, event: Event) -> None:
         if isinstance(event, Log):

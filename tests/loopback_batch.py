@@ -57,6 +57,8 @@ class BatchScript(msgspec.Struct):
     """From a batch's creation to its end."""
     hold: bool = False
     """Whether batches stay in progress until they are released."""
+    cancelling: bool = False
+    """Whether batches that somebody cancels take until this is unset to end."""
     max_requests: int = 50_000
     max_bytes: int = 200_000_000
     enqueued_tokens: int | None = None
@@ -320,13 +322,16 @@ class Provider:
         batch = self.batches[batch_id]
         if batch["status"] in ENDED:
             return _error(409, "conflict", f"Cannot cancel a batch with status {batch['status']}.")
-        answer = _json(200, batch | {"status": "cancelling"})
-        self._finish(batch_id, "cancelled", len(self.requests[batch_id]) // 2)
+        batch["status"] = "cancelling"
+        answer = _json(200, batch)
+        self._advance(batch_id)
         return answer
 
     def _advance(self, batch_id: str) -> None:
         """Let time pass for a batch."""
         batch = self.batches[batch_id]
+        if batch["status"] == "cancelling" and not self.script.cancelling:
+            self._finish(batch_id, "cancelled", len(self.requests[batch_id]) // 2)
         if batch["status"] != "in_progress":
             return
         held = self.script.hold and batch_id not in self._released

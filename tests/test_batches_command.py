@@ -73,7 +73,7 @@ def test_sigterm_leaves_batches_that_status_and_the_next_run_know(tmp_path: Path
             "20 requests in 1 batches are out at the provider, the oldest for 0.0 hours" in status
         )
         server.control(release=True)
-        succeeded(corpusgen("run", config))
+        succeeded(corpusgen("run", config, "--confirm-above", "0"))
         assert len(server.log()["batches"]) == 1
     assert len(texts(corpus_of(tmp_path))) == 20
     assert "out at the provider" not in succeeded(corpusgen("status", tmp_path / "out"))

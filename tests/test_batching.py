@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import msgspec
 import pytest
 
-from corpusgen.batching import Batching, outstanding
+from corpusgen.batching import Batching, Submission, outstanding
+from corpusgen.batching.partitions import Partitions
+from corpusgen.batching.submissions import Item
 from corpusgen.errors import ConfigError, CorpusgenError, ExitCode, RunStopped
+from corpusgen.meter import RunMeter
+from corpusgen.plan.segments import Plan
+from corpusgen.shards import TokenFormat
 from corpusgen.stopping import Stop
-from corpusgen.types import Sampling
-from tests.batch_corpus import TARIFF, Batched
+from corpusgen.store import Store
+from corpusgen.types import Failure, Sampling
+from tests.batch_corpus import SIZE, TARIFF, Batched
 from tests.loopback_batch import BatchScript, Running, serving
 
 
@@ -115,6 +124,15 @@ def test_batches_hold_as_many_requests_as_are_allowed(tmp_path: Path) -> None:
         assert batched.run(server.base_url, requests_per_batch=4) is None
         totals = [batch["request_counts"]["total"] for batch in server.log()["batches"]]
     assert sorted(totals) == [3, 4, 4]
+
+
+def test_a_partition_that_is_loaded_while_its_samples_are_packed_is_sent_once(
+    tmp_path: Path, server: Running
+) -> None:
+    batched = Batched(tmp_path, questions(SIZE))
+    assert batched.run(server.base_url, requests_per_batch=SIZE - 1, max_batches=1) is None
+    assert len(batched.texts()) == SIZE
+    assert max(billed_prompts(server).values()) == 1
 
 
 def test_files_hold_as_many_bytes_as_are_allowed(tmp_path: Path) -> None:
@@ -290,6 +308,27 @@ def test_a_batch_that_somebody_cancels_ends_the_run_and_is_completed_by_the_next
     assert [row["cost_picousd"] for row in rows] == [0, 0, 0]
 
 
+def test_a_batch_that_was_cancelled_between_two_runs_is_sent_again_at_once(tmp_path: Path) -> None:
+    with serving(BatchScript(hold=True, cancelling=True)) as server:
+        batched = Batched(tmp_path, questions(6))
+        batched.run(server.base_url, during=stopping_after(0.3))
+        cancel = Request(f"{server.base_url}/batches/batch_0/cancel", method="POST")
+        urlopen(cancel).close()
+        assert server.log()["batches"][0]["status"] == "cancelling"
+
+        def during(batching: Batching, stop: Stop) -> None:
+            def end() -> None:
+                server.control(cancelling=False, hold=False)
+
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.4, loop.run_in_executor, None, end)
+
+        looks = server.log()["calls"].count("retrieve ok")
+        assert batched.run(server.base_url, during=during) is None
+        assert server.log()["calls"].count("retrieve ok") >= looks + 3, "it saw both"
+    assert len(batched.texts()) == 6
+
+
 async def cancelling(batched: Batched, server: Running) -> CorpusgenError | None:
     from openai import AsyncOpenAI
 
@@ -429,12 +468,126 @@ def test_what_is_out_stays_reserved_over_resumes(tmp_path: Path) -> None:
     assert worst > 0
 
 
+def test_what_went_out_without_a_price_is_reserved_by_todays(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def during(batching: Batching, stop: Stop) -> None:
+        seen.append(batched.budget.reserved)
+
+    with serving(BatchScript(hold=True)) as server:
+        batched = Batched(tmp_path, ["[[missing]] a", *questions(5)])
+        batched.run(server.base_url, price=None, during=stopping_after(0.3))
+        server.control(release=True, hold=False)
+        assert batched.run(server.base_url, cap=10**12, max_attempts=1, during=during) is None
+        (sent,) = server.log()["batches"]
+    answers = 6 * 20 * TARIFF.output_picousd
+    assert seen[0] > answers + sent["tokens"] * TARIFF.input_picousd
+    (torn,) = [row for row in batched.attempts() if row["outcome"] == "torn_answer"]
+    assert torn["reserved_picousd"] > 20 * TARIFF.output_picousd
+    known = sum(row["cost_picousd"] or 0 for row in batched.attempts())
+    assert (batched.budget.charged, batched.budget.reserved) == (
+        known + torn["reserved_picousd"],
+        0,
+    )
+
+
+def test_no_budget_is_kept_over_what_went_out_without_a_limit(tmp_path: Path) -> None:
+    with serving(BatchScript(hold=True)) as server:
+        batched = Batched(tmp_path, questions(2), sampling=Sampling())
+        batched.run(server.base_url, during=stopping_after(0.3))
+        with pytest.raises(ConfigError, match=r"leave budget_usd out for one run"):
+            batched.run(server.base_url, cap=10**12)
+        server.control(release=True)
+        assert batched.run(server.base_url) is None
+    assert len(batched.texts()) == 2
+
+
+def test_what_is_out_is_not_kept_in_memory(tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    def during(batching: Batching, stop: Stop) -> None:
+        gc.collect()
+        seen.extend(each for each in gc.get_objects() if isinstance(each, Submission | Item))
+        assert batching.in_flight == 6
+        stop(interrupted())
+
+    with serving(BatchScript(hold=True)) as server:
+        batched = Batched(tmp_path, questions(6))
+        batched.run(server.base_url, during=stopping_after(0.3))
+        batched.run(server.base_url, during=during)
+    assert seen == []
+
+
+def test_what_a_dead_process_recorded_but_did_not_strike_off_is_asked_again(
+    tmp_path: Path,
+) -> None:
+    with serving(BatchScript(hold=True)) as server:
+        batched = Batched(tmp_path, [*questions(2), "[[once:quota]] question"])
+        batched.run(server.base_url, delete_files=False, during=stopping_after(0.3))
+        server.control(release=True)
+        files = {path: path.read_bytes() for path in batched.layout.batches.iterdir()}
+        batched.run(server.base_url, delete_files=False)
+        assert (len(batched.texts()), len(batched.attempts())) == (2, 3)
+        for path, content in files.items():
+            path.write_bytes(content)  # as when it had died just before
+        server.control(hold=False, faults={"retrieve": ["500"]})
+        assert batched.run(server.base_url) is None
+    assert len(batched.texts()) == 3
+    assert batched.outcomes() == ["answered"] * 3 + ["quota"]
+
+
+def test_a_commit_that_a_drain_cuts_short_is_made_once(tmp_path: Path) -> None:
+    lease = SlowLease()
+    batched = Batched(tmp_path, questions(2))
+    store = Store(
+        batched.layout,
+        batched.corpus.facts.corpus_id,
+        Plan(batched.layout, SIZE),
+        lambda _: TokenFormat(0, "float32", "raw"),
+        lease,
+    )
+    meter = RunMeter(lambda _: None, done=0, total=2, charged_picousd=lambda: 0)
+    partitions = Partitions(batched.layout, store, meter)
+
+    async def drained() -> None:
+        opened, samples = partitions.take_up(0)
+        opened.fail(Failure(samples[0].sample_id, "timeout", "slow", 1))
+        lane = asyncio.create_task(partitions.close(opened))
+        await asyncio.to_thread(lease.asked.wait)
+        lane.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await lane
+        rest = asyncio.create_task(partitions.close_all())
+        await asyncio.sleep(0.2)
+        lease.granted.set()
+        await rest
+
+    asyncio.run(drained())
+    assert lease.checks == 1
+    assert [len(commits) for commits in store.commits.values()] == [1]
+    assert len(batched.failures()) == 1
+
+
+class SlowLease:
+    """A lease whose check lasts until it is granted."""
+
+    def __init__(self) -> None:
+        self.asked, self.granted = threading.Event(), threading.Event()
+        self.checks = 0
+
+    def check(self) -> None:
+        self.checks += 1
+        self.asked.set()
+        self.granted.wait(10)
+
+
 def test_a_cap_is_never_exceeded_and_all_of_it_is_used(tmp_path: Path, server: Running) -> None:
     batched = Batched(tmp_path, questions(60))
     cap = 1_000_000_000
     reason = batched.run(server.base_url, cap=cap)
     assert reason is not None
     assert reason.exit_code is ExitCode.BUDGET
+    assert not batched.stop.is_asked(), "other teachers go on"
     bill = sum(
         500_000 * e["prompt_tokens"] + 10**6 * e["completion_tokens"] for e in server.billed()
     )
@@ -463,6 +616,14 @@ def test_requests_that_are_out_for_another_model_are_not_asked_again(tmp_path: P
         batched.run(server.base_url, during=stopping_after(0.3))
         with pytest.raises(ConfigError, match="2 requests are out at the endpoint"):
             batched.run(server.base_url, model="other")
+
+
+def test_a_submission_belongs_to_the_teacher_that_sent_it(tmp_path: Path) -> None:
+    with serving(BatchScript(hold=True)) as server:
+        batched = Batched(tmp_path, questions(2))
+        batched.run(server.base_url, revision="a", during=stopping_after(0.3))
+        with pytest.raises(ConfigError, match=r'for the model m \(revision "a"\)'):
+            batched.run(server.base_url, revision="b")
 
 
 def test_a_batch_that_the_account_does_not_know_is_not_made_again(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -194,6 +197,14 @@ def test_what_has_ended_is_not_asked(tmp_path: Path) -> None:
     assert still_asked(corpus, alone) == []
 
 
+def test_what_is_out_is_not_asked_again(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, [f"q{i}" for i in range(40)])
+    corpus = answered(corpus, 0, 4)
+    out = {0: corpus.plan.ids_of(0)[:6], 2: corpus.plan.ids_of(2)[:3]}
+    asked = one(still_asked(corpus, alone, out=lambda partition: out.get(partition, [])))
+    assert asked.samples == 40 - 6 - 3
+
+
 def test_a_plan_without_samples_asks_nothing(tmp_path: Path) -> None:
     found = figures(still_asked(corpus_of(tmp_path, []), alone))
     assert (found.samples, found.cost_usd.expected, found.wall_s) == (0, "0", 0.0)
@@ -317,6 +328,36 @@ def test_answers_that_do_not_state_their_tokens_measure_none(tmp_path: Path) -> 
     (each,) = figures(still_asked(corpus, alone), corpus).sets
     assert each.counted.startswith("approximately")
     assert each.reckoned.startswith("a guess")
+
+
+def test_draws_of_a_request_share_what_it_states(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, [f"q{i}" for i in range(16)])
+    ids, layout = corpus.plan.ids_of(0), corpus.layout
+    unstated = [
+        generation(sample_id=s, completion_tokens=None, reasoning_tokens=None) for s in ids[:12]
+    ]
+    stated = generation(sample_id=ids[12], completion_tokens=90, reasoning_tokens=9)
+    requests = [(ids[:4], 40), (ids[4:8], 80), ([*ids[8:12], ids[12]], 120), ([ids[12]], 90)]
+    sent = [
+        Attempt(f"{i:032x}", list(samples), "e", 1.0 + i, "answered", completion_tokens=tokens)
+        for i, (samples, tokens) in enumerate(requests)
+    ]
+    sent = [
+        msgspec.structs.replace(a, reasoning_tokens=(a.completion_tokens or 0) // 10) for a in sent
+    ]
+    places = {kind: layout.part(kind, 0, 0) for kind in ("generations", "attempts")}
+    write_generations(places["generations"], [*unstated, stated])
+    write_attempts(places["attempts"], sent, "c" * 32)
+    files = {k: commits.describe(p, layout, {"attempts": 4}.get(k, 13)) for k, p in places.items()}
+    commits.put(layout, Commit(1, 0, 0, files))
+    (run,) = corpus.plan.runs
+    pilot = read_pilots(load(layout.root), [("set", run.variant)])["set", run.variant]
+    assert pilot.completion_tokens == Fraction(40 + 80 + 120 + 90, 13)
+    assert pilot.reasoning_share == Fraction(1, 10)
+    values = [10.0] * 4 + [20.0] * 4 + [30.0] * 4 + [90.0]
+    error = statistics.stdev(values) / 4**0.5
+    low = float(pilot.least_completion_tokens or 0)
+    assert low == pytest.approx(330 / 13 - 2 * error, abs=0.01), "4 requests were measured"
 
 
 def test_endpoints_with_different_prices_are_weighed(tmp_path: Path) -> None:

@@ -7,15 +7,18 @@ that dies at any instant leaves either a batch that the next one finds, or none 
 
 from corpusgen.batching.lane import BatchLane
 from corpusgen.batching.run import Batching
-from corpusgen.batching.submissions import Place, Submission, outstanding, place_of
+from corpusgen.batching.samples_out import SamplesOut
+from corpusgen.batching.submissions import Place, Submission, is_of, outstanding, place_of
 from corpusgen.batching.waiting import Waiting
 
 __all__ = [
     "BatchLane",
     "Batching",
     "Place",
+    "SamplesOut",
     "Submission",
     "Waiting",
+    "is_of",
     "outstanding",
     "place_of",
 ]

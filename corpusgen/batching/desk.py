@@ -72,7 +72,7 @@ class Desk:
             self._put(out, msgspec.structs.replace(place, sent_at=self._clock()))
             return
         self._put(out, msgspec.structs.replace(place, batch_id=batch.batch_id))
-        out.batch = batch
+        out.see(batch)
 
     async def look(self, out: Out) -> Batch | None:
         """Return a submission's batch as it stands, null where none is found. One try."""
@@ -158,16 +158,7 @@ class Desk:
 
     async def _again(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make a call until it succeeds, within the bounds of `generate.retry`."""
-
-        async def attempt() -> T:
-            try:
-                return await call()
-            except TeacherError as error:
-                if error.retry == "again" and error.retry_after_s:
-                    await self._stop.sleep(error.retry_after_s)
-                raise
-
-        return await self._policy.call(attempt)
+        return await self._policy.call(call, waits=True)
 
 
 async def _unless_unknown(making: Awaitable[Batch]) -> Batch | None:

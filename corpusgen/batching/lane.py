@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from corpusgen import attempts
-from corpusgen.batching.submissions import Place, Submission, place_of
+from corpusgen.batching.submissions import Item, Place, Submission, is_of, place_of
 from corpusgen.layout import Layout
-from corpusgen.limits import Budget, dearest, worst_case
+from corpusgen.limits import Budget, dearest, worst_case, worst_case_tokens
+from corpusgen.limits.worst_case import most_tokens
 from corpusgen.money import Tariff
 from corpusgen.teachers.interface import Batch, BatchTeacher, Endpoint, Label
 from corpusgen.types import Request, Sample, Sampling
@@ -43,8 +44,7 @@ class BatchLane:
 
     def serves(self, submission: Submission) -> bool:
         """Whether a submission is this teacher's."""
-        model = self.teacher.identity.model
-        return submission.model == model and submission.endpoint in self.endpoints
+        return is_of(submission, self.teacher) and submission.endpoint in self.endpoints
 
     def request_for(self, samples: Sequence[Sample]) -> Request:
         """Return one request for all of some draws."""
@@ -64,6 +64,26 @@ class BatchLane:
         """Return the most that a request can cost at any of the endpoints."""
         return worst_case(request, self._dearest)
 
+    def most_tokens(self, request: Request) -> tuple[int, int] | None:
+        """Return a request's most prompt tokens and answers' tokens; null: without limit."""
+        longest = most_tokens(request.sampling)
+        if longest is None:
+            return None
+        prompt = worst_case_tokens(request.messages, request.tools, request.response_format)
+        return prompt, request.draws * longest
+
+    def reserved(self, item: Item) -> int | None:
+        """Return what is set aside for a request that is out.
+
+        One that was sent without a price is reckoned by the present one; null where that is not
+        known either, or nothing limits its answers.
+        """
+        if item.reserved_picousd is not None or self._dearest is None:
+            return item.reserved_picousd
+        if self._dearest.free:
+            return 0
+        return None if item.most_tokens is None else self._dearest.most(*item.most_tokens)
+
     def groups(self, samples: Sequence[Sample]) -> Iterator[list[Sample]]:
         """Yield the samples that go into one request: draws of a prompt without own seeds."""
         yield from attempts.grouped(samples, lambda: self.draws)
@@ -82,6 +102,13 @@ class Out:
         self.place = place
         self.batch: Batch | None = None
         """As last seen; null: not seen by this process."""
+        self.seen_going = False
+        """Whether this process saw it before anybody cancelled it."""
+
+    def see(self, batch: Batch) -> None:
+        """Enter how the batch stands now."""
+        self.batch = batch
+        self.seen_going |= not batch.ended and batch.status != "cancelling"
 
     @classmethod
     def of(cls, submission: Submission, corpus_id: str, layout: Layout) -> Out:

@@ -17,7 +17,14 @@ from corpusgen.batching.queue import Queue
 from corpusgen.batching.refusals import Verdict, verdict
 from corpusgen.batching.results import Intake, Results
 from corpusgen.batching.room import Room
-from corpusgen.batching.submissions import Item, Submission, read, remove, write
+from corpusgen.batching.submissions import (
+    Item,
+    Submission,
+    identity_of,
+    read,
+    remove,
+    write,
+)
 from corpusgen.errors import ExitCode, RateLimited, RunStopped, TeacherError
 from corpusgen.layout import Layout
 from corpusgen.stopping import Stop
@@ -78,10 +85,14 @@ class LaneRun:
         """What is out now."""
         return list(self._out)
 
-    async def run(self, earlier: list[Submission]) -> None:
-        """Bring every sample to an end; `earlier` is what other processes sent."""
-        for submission in earlier:
-            self._take_over(submission)
+    def take_over(self, submission: Submission) -> None:
+        """Go on with what another process sent; to be called before `run`."""
+        self._out.append(Out.of(submission, self._corpus_id, self._layout))
+
+    async def run(self) -> None:
+        """Bring every sample to an end."""
+        for out in self._out:
+            self._tell_since(out)
         try:
             if self._out:
                 await self._look_at_all()
@@ -94,9 +105,7 @@ class LaneRun:
         finally:
             self._packer.release()
 
-    def _take_over(self, submission: Submission) -> None:
-        out = Out.of(submission, self._corpus_id, self._layout)
-        self._out.append(out)
+    def _tell_since(self, out: Out) -> None:
         hours = max(self._clock() - out.made_at, 0.0) / 3600
         self._tell(
             "info",
@@ -125,7 +134,7 @@ class LaneRun:
         self._check_lease()
         submission = Submission(
             submission_id=submission_id,
-            model=self._lane.teacher.identity.model,
+            teacher=identity_of(self._lane.teacher),
             endpoint=endpoint,
             made_at=self._clock(),
             tokens=packed.tokens,
@@ -134,6 +143,7 @@ class LaneRun:
         await asyncio.to_thread(write, self._layout, submission)
         out = Out.of(submission, self._corpus_id, self._layout)
         self._out.append(out)
+        self._queue.went_out(packed.items)
         try:
             await self._desk.send(out, packed.path)
         except RateLimited as error:
@@ -211,7 +221,6 @@ class LaneRun:
             )
 
     async def _look(self, out: Out) -> None:
-        before = out.batch
         batch = await self._desk.look(out)
         if batch is None and self._is_overdue(out):
             batch = await self._desk.fence(out)
@@ -219,10 +228,12 @@ class LaneRun:
                 submission = await asyncio.to_thread(read, self._layout, out.submission_id)
                 self._forget(out, submission.items)
                 return
-        out.batch = batch or out.batch
-        if batch is not None and batch.ended:
+        if batch is None:
+            return
+        out.see(batch)
+        if batch.ended:
             await self._take_in(out, batch)
-            if batch.status == "cancelled" and before is not None and not before.ended:
+            if batch.status == "cancelled" and out.seen_going:
                 self._stop(_cancelled(batch))
 
     def _is_overdue(self, out: Out) -> bool:
@@ -266,12 +277,15 @@ class LaneRun:
             raise found.error
 
     def _forget(self, out: Out, unsent: list[Item]) -> None:
-        """Strike a submission off; `unsent` of it was never run, and is to be sent again."""
+        """Strike a submission off; `unsent` of it was never run.
+
+        What of its samples has not ended is sent again, whoever recorded why.
+        """
         for item in unsent:
-            self._purse.give_back(item.reserved_picousd)
+            self._purse.give_back(self._lane.reserved(item))
         remove(self._layout, out.submission_id)
         self._out.remove(out)
-        self._queue.again({item.partition for item in unsent})
+        self._queue.again(out.partitions)
 
     def _tell_of(self, batch: Batch, results: Results, expected: int) -> None:
         if results.gone:

@@ -120,9 +120,7 @@ class Packer:
                 if held is None:
                     break
                 ask, worst = held.ask, held.worst
-                item = Item(
-                    uuid.uuid4().hex, ask.partition, [s.sample_id for s in ask.samples], worst
-                )
+                item = self._item(ask, worst)
                 line = self._line(item, ask, endpoint)
                 if line is None:
                     continue
@@ -164,6 +162,11 @@ class Packer:
         held, self._held = self._held, None
         held.reserving.result()
         return held
+
+    def _item(self, ask: Ask, worst: int | None) -> Item:
+        most = self._lane.most_tokens(ask.request) if worst is None else None
+        samples = [sample.sample_id for sample in ask.samples]
+        return Item(uuid.uuid4().hex, ask.partition, samples, worst, most)
 
     def _line(self, item: Item, ask: Ask, endpoint: Endpoint) -> bytes | None:
         """Return a request's line; null where it was refused and its money given back."""

@@ -37,6 +37,7 @@ class Partitions:
         self._store = store
         self._witness = witness
         self._open: dict[int, OpenPartition] = {}
+        self._closing: dict[int, asyncio.Task[None]] = {}
 
     def adopt(self, partitions: Collection[int]) -> None:
         """Commit what earlier processes left in some partitions' journals; blocks."""
@@ -59,16 +60,29 @@ class Partitions:
         return opened, samples
 
     async def close(self, opened: OpenPartition) -> None:
-        """Commit what an open partition holds, and close it."""
-        complete = not opened.pending
-        commit = await asyncio.to_thread(self._store.commit, opened)
-        self._open.pop(opened.number, None)
-        self._store.committed(opened, commit)
-        if commit is not None:
-            self._witness.committed(opened, complete)
+        """Commit what an open partition holds, and close it.
+
+        A caller that is cancelled leaves the commit at work, for `close_all` to wait for.
+        """
+        closing = self._closing.get(opened.number)
+        if closing is None:
+            closing = asyncio.create_task(self._commit(opened))
+            self._closing[opened.number] = closing
+        await asyncio.shield(closing)  # its thread cannot be stopped, nor must it be joined by one
+
+    async def _commit(self, opened: OpenPartition) -> None:
+        try:
+            complete = not opened.pending
+            commit = await asyncio.to_thread(self._store.commit, opened)
+            self._open.pop(opened.number, None)
+            self._store.committed(opened, commit)
+            if commit is not None:
+                self._witness.committed(opened, complete)
+        finally:
+            del self._closing[opened.number]
 
     async def close_all(self) -> None:
-        """Commit and close what a lane that was cut short has left open."""
+        """Commit and close what a lane that was cut short has left open or at work."""
         for opened in list(self._open.values()):
             await self.close(opened)
 

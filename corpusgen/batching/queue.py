@@ -10,6 +10,7 @@ import msgspec
 
 from corpusgen.batching.lane import BatchLane
 from corpusgen.batching.partitions import Partitions, Witness
+from corpusgen.batching.submissions import Item
 from corpusgen.store import OpenPartition
 from corpusgen.types import Failure, Request, Sample
 
@@ -44,6 +45,8 @@ class Queue:
         self._partitions = deque(lane.partitions)
         self._asks: deque[Ask] = deque()
         self._given_up: set[str] = set()
+        self._handed_out: set[str] = set()
+        """Samples that are being packed: neither here any more nor out yet."""
 
     @property
     def empty(self) -> bool:
@@ -58,6 +61,10 @@ class Queue:
         """Take back what was handed out last and did not go out, in its order."""
         self._asks.extendleft(reversed(list(asks)))
 
+    def went_out(self, items: Iterable[Item]) -> None:
+        """Take note that what was handed out for some items stands in a submission now."""
+        self._handed_out.difference_update(s for item in items for s in item.sample_ids)
+
     async def next(self) -> Ask | None:
         """Return what is to be sent next, null where nothing is left."""
         while not self._asks:
@@ -67,7 +74,9 @@ class Queue:
             samples = await self._load(partition)
             for group in self._lane.groups(samples):
                 self._asks.append(Ask(partition, group, self._lane.request_for(group)))
-        return self._asks.popleft()
+        ask = self._asks.popleft()
+        self._handed_out.update(sample.sample_id for sample in ask.samples)
+        return ask
 
     def give_up(self, failure: Failure, opened: OpenPartition) -> None:
         """End a sample as a failure."""
@@ -81,7 +90,7 @@ class Queue:
         out = await asyncio.to_thread(self._out, partition)
         sendable = []
         for sample in samples:
-            if sample.sample_id in self._given_up:
+            if sample.sample_id in self._given_up or sample.sample_id in self._handed_out:
                 continue
             if sample.problem is not None:
                 self.give_up(Failure(sample.sample_id, "bad_prompt", sample.problem, 0), opened)

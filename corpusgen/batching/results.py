@@ -124,8 +124,6 @@ class Intake:
                     if number % _AT_ONCE == 0:
                         await asyncio.sleep(0)
                 await self._partitions.close(taking.opened)
-                if taking.again:
-                    self._queue.again([partition])
         finally:
             if descriptor is not None:
                 os.close(descriptor)
@@ -153,7 +151,7 @@ class Intake:
             sample_ids=item.sample_ids,
             endpoint=taking.endpoint.name,
             started_at=taking.sent_at,
-            reserved_picousd=item.reserved_picousd,
+            reserved_picousd=self._lane.reserved(item),
         )
         for sample in item.sample_ids:
             opened.sent[sample] += 1
@@ -215,15 +213,13 @@ class Intake:
         self._settle(intent, cost, may_be_billed=error.may_be_billed)
         if error.retry == "fatal":
             self._fatal.append(error)
-            taking.again = True
         else:
             self._end(taking, intent.sample_ids, error)
 
     def _end(self, taking: _Taking, samples: Collection[str], error: TeacherError) -> None:
-        """Give samples up, or leave them to be sent again."""
+        """Give samples up, or leave them to be sent again when their submission is forgotten."""
         if isinstance(error, Rejected) and len(samples) > 1:
             self._lane.draws = 1  # perhaps only `n` was refused
-            taking.again = True
             return
         for sample in samples:
             if sample not in taking.asked:
@@ -231,7 +227,6 @@ class Intake:
             tries = taking.opened.sent[sample] - taking.before.get(sample, 0)
             worth = error.retry == "again" and tries < self._max_attempts
             if worth or isinstance(error, Withdrawn):
-                taking.again = True
                 continue
             taking.asked.pop(sample)
             detail = storable(str(error))[:_DETAIL_LENGTH]
@@ -260,8 +255,6 @@ class _Taking(msgspec.Struct):
     endpoint: Endpoint
     sent_at: float
     latency_s: float
-    again: bool = False
-    """Whether some of its samples are to be sent again."""
 
 
 def missing(batch: Batch, results: Results) -> TeacherError:

@@ -18,7 +18,7 @@ from corpusgen.batching.packing import Packer, Purse
 from corpusgen.batching.partitions import Partitions, Witness
 from corpusgen.batching.queue import Queue
 from corpusgen.batching.results import Intake
-from corpusgen.batching.submissions import Submission, read
+from corpusgen.batching.submissions import read
 from corpusgen.batching.waiting import Waiting
 from corpusgen.config import Generate
 from corpusgen.errors import CorpusgenError, ExitCode, RunStopped
@@ -72,16 +72,14 @@ class Batching:
         self._check_lease = check_lease
         self._clock = clock
         self._mistake: Exception | None = None
-        self._reached: RunStopped | None = None
+        self.reached: CorpusgenError | None = None
+        """The budget that ended a lane while others went on."""
         self._partitions = Partitions(layout, store, meter)
         self.logprobs = LogprobCheck(stop)
-        self._runs: list[tuple[LaneRun, list[Submission]]] = []
+        self._runs: list[LaneRun] = []
         self._partitions.adopt(waiting.partitions.union(*(lane.partitions for lane in lanes)))
         for lane in lanes:
-            earlier, reserved = waiting.of(lane)
-            for each in filter(None, (budget, lane.budget)):
-                each.reserved += reserved
-            self._runs.append((self._lane_run(lane), earlier))
+            self._runs.append(self._taken_over(lane, waiting))
 
     @property
     def in_flight(self) -> int:
@@ -91,11 +89,10 @@ class Batching:
     async def run(self) -> None:
         """Bring every sample to an end, or stop early; afterwards everything is committed.
 
-        Raises nothing for single samples; a fault of the whole run stands in the `Stop`.
+        Raises nothing for single samples; a fault of the whole run stands in the `Stop`, and a
+        budget that is reached, which ends one lane only, in `reached`.
         """
-        tasks = [
-            asyncio.create_task(self._reporting(run.run(earlier))) for run, earlier in self._runs
-        ]
+        tasks = [asyncio.create_task(self._reporting(run.run())) for run in self._runs]
         try:
             await self._until_done(tasks)
         finally:
@@ -110,11 +107,21 @@ class Batching:
             )
         if self._mistake is not None:
             raise self._mistake
-        if self._reached is not None:
-            self._stop(self._reached)
 
     def _out(self) -> list[Out]:
-        return [out for run, _ in self._runs for out in run.out]
+        return [out for run in self._runs for out in run.out]
+
+    def _taken_over(self, lane: BatchLane, waiting: Waiting) -> LaneRun:
+        """Return a lane's run, with what of it is out already and money set aside for that."""
+        run = self._lane_run(lane)
+        budgets = [each for each in (self._budget, lane.budget) if each is not None]
+        capped = any(budget.capped for budget in budgets)
+        for submission in waiting.of(lane):
+            amount = waiting.may_cost(submission, lane, capped=capped)
+            for budget in budgets:
+                budget.reserved += amount
+            run.take_over(submission)
+        return run
 
     def _lane_run(self, lane: BatchLane) -> LaneRun:
         purse = Purse([each for each in (self._budget, lane.budget) if each is not None])
@@ -172,9 +179,10 @@ class Batching:
         except Stopping:
             return
         except RunStopped as reached:  # a budget: other lanes go on
-            if reached.exit_code is not ExitCode.BUDGET:
+            if reached.exit_code is ExitCode.BUDGET:
+                self.reached = reached
+            else:
                 self._stop(reached)
-            self._reached = reached
         except Exception as error:  # noqa: BLE001 - sorted out there
             self._stop_for(error)
 

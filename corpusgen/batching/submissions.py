@@ -7,12 +7,14 @@ their process dies, while a batch goes on without us.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
 from corpusgen.errors import CorpusError
 from corpusgen.files import TEMPORARY_SUFFIX, put_if_absent, write_file
 from corpusgen.layout import Layout
+from corpusgen.teachers.interface import BatchTeacher
 
 _PLACE_SUFFIX = ".place.json"
 
@@ -24,13 +26,18 @@ class Item(msgspec.Struct, frozen=True, array_like=True):
     partition: int
     sample_ids: list[str]
     reserved_picousd: int | None
+    """Null: its price was not known when it was sent, or nothing limits its answers."""
+    most_tokens: tuple[int, int] | None = None
+    """Of the prompt and of all answers, at worst, to reckon by a later price; null: reckoned, or
+    without limit."""
 
 
 class Submission(msgspec.Struct, frozen=True):
     """A list of requests that goes out as one file; written once, before anything is sent."""
 
     submission_id: str
-    model: str
+    teacher: dict[str, Any]
+    """Its identity."""
     endpoint: str
     made_at: float
     """Seconds since the epoch."""
@@ -51,6 +58,17 @@ class Place(msgspec.Struct, frozen=True):
     sent_at: float
     """When a batch was first asked for; until `batch_id` is known it may or may not be made."""
     batch_id: str | None = None
+
+
+def identity_of(teacher: BatchTeacher) -> dict[str, Any]:
+    """Return a teacher's identity as submissions keep it."""
+    found: dict[str, Any] = msgspec.to_builtins(teacher.identity)
+    return found
+
+
+def is_of(submission: Submission, teacher: BatchTeacher) -> bool:
+    """Whether a submission was made for a teacher, or for another one of the same identity."""
+    return submission.teacher == identity_of(teacher)
 
 
 def write(layout: Layout, submission: Submission) -> None:

@@ -7,7 +7,7 @@ taken from a sample of it, evenly spread.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -73,12 +73,14 @@ def still_asked(
     draws: Callable[[Run], int],
     wanted: Callable[[str], bool] | None = None,
     retry: Callable[[str], bool] | None = None,
+    out: Callable[[int], Collection[str]] = lambda _: (),
 ) -> list[Asked]:
     """Return what a run would ask now, by prompt set and variant, in the plan's order.
 
     `draws` says how many draws of a prompt one request takes; `wanted` which samples are asked at
-    all, and `retry` which failures are asked again, by their reason. What a journal holds and no
-    commit does counts as still to be asked.
+    all, `retry` which failures are asked again, by their reason, and `out` which samples of a
+    partition were sent by an earlier run that left them at the provider; it is called in the
+    partitions' order. What a journal holds and no commit does counts as still to be asked.
     """
     commits = by_partition(corpus.commits)
     retired = pa.array(sorted(corpus.plan.retired()), pa.string())
@@ -87,6 +89,7 @@ def still_asked(
     for partition, table in _partitions(corpus, _open(corpus, commits, retry)):
         run = corpus.plan.run_of(partition)
         gone = [retired, *_ended(corpus, commits.get(partition, []), retry)]
+        gone.append(pa.array(out(partition), pa.string()))
         table = _left(table, gone, wanted)
         if table.num_rows:
             asked = found.setdefault((run.prompt_set, run.variant), Asked(run))
