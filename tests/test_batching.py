@@ -496,7 +496,7 @@ def test_no_budget_is_kept_over_what_went_out_without_a_limit(tmp_path: Path) ->
         batched = Batched(tmp_path, questions(2), sampling=Sampling())
         batched.run(server.base_url, during=stopping_after(0.3))
         with pytest.raises(ConfigError, match=r"leave budget_usd out for one run"):
-            batched.run(server.base_url, cap=10**12)
+            batched.run(server.base_url, cap=10**12, during=stopping_after(0.3))
         server.control(release=True)
         assert batched.run(server.base_url) is None
     assert len(batched.texts()) == 2
@@ -623,7 +623,7 @@ def test_a_submission_belongs_to_the_teacher_that_sent_it(tmp_path: Path) -> Non
         batched = Batched(tmp_path, questions(2))
         batched.run(server.base_url, revision="a", during=stopping_after(0.3))
         with pytest.raises(ConfigError, match=r'for the model m \(revision "a"\)'):
-            batched.run(server.base_url, revision="b")
+            batched.run(server.base_url, revision="b", during=stopping_after(0.3))
 
 
 def test_a_batch_that_the_account_does_not_know_is_not_made_again(tmp_path: Path) -> None:

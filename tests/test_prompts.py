@@ -607,7 +607,7 @@ def test_text_that_is_not_utf8_in_parquet_spoils_its_row_only(tmp_path: Path) ->
         ("x.jsonl", b"\n \n", "holds no rows"),
         ("x.jsonl", b'[{"prompt": "x"}]', "holds a JSON array, not JSON Lines. Set format: json"),
         ("x.jsonl", b'[\n{"prompt": "x"}\n]', "holds a JSON array"),
-        ("x.jsonl", gzip.compress(b"{}"), "let its name end in .gz"),
+        ("x.jsonl", gzip.compress(b"{}", mtime=0), "let its name end in .gz"),
         ("x.jsonl", b"PAR1....", "set format: parquet"),
         ("x.jsonl", '{"prompt":"x"}'.encode("utf-16"), "save it as UTF-8"),
         ("x.json.gz", b"not gzip", "cannot be read: .*Restore the file"),
