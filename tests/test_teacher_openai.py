@@ -285,10 +285,10 @@ def test_no_server_is_a_failed_connection(base_url: str) -> None:
 
 
 def test_many_requests_are_in_flight_at_once() -> None:
-    with serving(Script(latency_ms=300)) as slow:
+    with serving(Script(latency_ms=2000)) as slow:
         started = time.monotonic()
         replies = ask(teacher_at(slow.base_url), *(request(f"p{i}") for i in range(150)))
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         assert slow.stats()["peak_in_flight"] == 150
     assert len({reply.answers[0].text for reply in replies}) > 100
 
