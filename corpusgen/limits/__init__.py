@@ -10,11 +10,13 @@ from corpusgen.limits.bucket import DAY_S
 from corpusgen.limits.budget import Budget
 from corpusgen.limits.expected import Expectation
 from corpusgen.limits.gate import Gate, GateSettings
+from corpusgen.limits.health import LONGEST_COOL_OFF_S
 from corpusgen.limits.place import Fate, Need, Permit
 from corpusgen.limits.worst_case import dearest, worst_case, worst_case_tokens
 
 __all__ = [
     "DAY_S",
+    "LONGEST_COOL_OFF_S",
     "Admission",
     "Admitted",
     "Budget",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 
 from corpusgen.errors import ExitCode, RunStopped
+from corpusgen.limits.health import LONGEST_COOL_OFF_S
 from corpusgen.limits.place import Fate, Need, Permit, Place
 from corpusgen.teachers.interface import Endpoint
 
@@ -36,7 +37,7 @@ class GateSettings(msgspec.Struct, frozen=True):
     first_tries: int = 6
     """Stop the run where none was ever there after so many tries of each."""
     first_cool_off_s: float = 1.0
-    longest_cool_off_s: float = 10.0
+    longest_cool_off_s: float = LONGEST_COOL_OFF_S
     sticky: bool = False
 
 
@@ -180,8 +181,7 @@ class Gate:
             if not waiter.future.done():
                 waiter.future.set_result(self._take(place, waiter.need))
         if self._served is not None and len(self._waiting) <= self.wishes // 2:
-            self._served.set_result(None)
-            self._served = None
+            self._wake_feeder()
         if self._waiting:
             self._come_back()
 

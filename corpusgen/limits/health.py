@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 LONGEST_COOL_OFF_S = 10.0
+"""Before an endpoint that fails is tried again."""
 _IN_A_ROW = 5
 _OF_SAMPLES = 3
 """Failures must come from so many samples: one prompt that always fails proves nothing."""

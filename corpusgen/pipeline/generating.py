@@ -25,7 +25,7 @@ from corpusgen.pipeline.session import Session
 from corpusgen.pipeline.workers import Assignment, Crew
 from corpusgen.plan.segments import Plan
 from corpusgen.retry import RetryPolicy
-from corpusgen.stopping import FailureRate, Stop
+from corpusgen.stopping import Stop
 from corpusgen.store import Store
 from corpusgen.teachers.interface import BatchTeacher, Teacher
 
@@ -61,15 +61,7 @@ class _Generation:
         }
 
     def _new_store(self) -> Store:
-        session = self._session
-        return Store(
-            session.layout,
-            session.facts.corpus_id,
-            self._plan,
-            partial(lanes.token_format, session, self._plan, self._opened),
-            session.lease,
-            session.journal_directory,
-        )
+        return lanes.open_store(self._session, self._plan, self._opened)
 
     @property
     def has_work(self) -> bool:
@@ -169,7 +161,9 @@ class _Generation:
     ) -> tuple[FanOut, Batching, Crew, Coroutine[None, None, None]]:
         """Return all that asks, and the coroutine that lets it ask."""
         batching = self._batching(stop, meter, partitions)
-        asked = {n: p for n, p in partitions.items() if not _in_batches(self._opened[n])}
+        asked = {
+            n: p for n, p in partitions.items() if not isinstance(self._opened[n], BatchTeacher)
+        }
         admissions = {name: self._admission(name) for name in asked}
         workers = self._session.config.generate.workers
         crew = Crew(self._session, self._choice, admissions, meter, stop)
@@ -213,17 +207,7 @@ class _Generation:
         store.close()
 
     def _fan_out(self, store: Store, stop: Stop, meter: RunMeter) -> FanOut:
-        settings = self._session.config.generate
-        return FanOut(
-            store,
-            RetryPolicy(settings.retry, stop.sleep),
-            meter,
-            stop,
-            _failure_rate(self._session, stop),
-            self._chosen.wanted,
-            self._chosen.wanted.retry,
-            settings.drain_s,
-        )
+        return lanes.fan_out(self._session, store, stop, meter, self._chosen.wanted)
 
     def _batching(self, stop: Stop, meter: RunMeter, partitions: dict[str, list[int]]) -> Batching:
         settings, session = self._session.config.generate, self._session
@@ -244,7 +228,7 @@ class _Generation:
             self._budget,
             meter,
             stop,
-            _failure_rate(session, stop),
+            lanes.failure_rate(session, stop),
             self._chosen.wanted,
             self._chosen.wanted.retry,
             self._log,
@@ -302,14 +286,3 @@ class _Generation:
         with suppress(OSError):  # status is a convenience; the run does not depend on it
             encoded = msgspec.json.format(msgspec.json.encode(content))
             write_file(self._session.layout.status, encoded)
-
-
-def _failure_rate(session: Session, stop: Stop) -> FailureRate:
-    settings = session.config.generate
-    return FailureRate(
-        stop, settings.max_failure_rate, settings.failure_window, settings.failure_minimum
-    )
-
-
-def _in_batches(teacher: Teacher) -> bool:
-    return isinstance(teacher, BatchTeacher)

@@ -1,24 +1,34 @@
-"""Build what stands around each teacher in a run: gates, budgets, lanes, token formats."""
+"""Build what a run needs, in the parent and in each worker: store, fan-out, lanes, limits."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from corpusgen import config as model
 from corpusgen import money
 from corpusgen.batching import BatchLane
+from corpusgen.fanout import FanOut, Meter
 from corpusgen.lane import Lane
-from corpusgen.limits import DAY_S, Admission, Budget, Gate, GateSettings, LocalAdmission
+from corpusgen.limits import (
+    DAY_S,
+    LONGEST_COOL_OFF_S,
+    Admission,
+    Budget,
+    Gate,
+    GateSettings,
+    LocalAdmission,
+)
+from corpusgen.pipeline.choosing import Wanted
 from corpusgen.pipeline.session import Session
 from corpusgen.plan.segments import Plan
+from corpusgen.retry import RetryPolicy
 from corpusgen.shards import TokenFormat
+from corpusgen.stopping import FailureRate, Stop
 from corpusgen.store import Store
 from corpusgen.teachers.interface import BatchTeacher, Teacher
-
-LONGEST_COOL_OFF_S = 10.0
-"""Before an endpoint that fails is tried again."""
 
 
 def by_teacher(session: Session, plan: Plan, partitions: Iterable[int]) -> dict[str, list[int]]:
@@ -29,6 +39,41 @@ def by_teacher(session: Session, plan: Plan, partitions: Iterable[int]) -> dict[
         if name is not None:
             found.setdefault(name, []).append(partition)
     return found
+
+
+def open_store(session: Session, plan: Plan, opened: Mapping[str, Teacher]) -> Store:
+    """Return the store; `opened` are the teachers whose tokenizers can be asked."""
+    return Store(
+        session.layout,
+        session.facts.corpus_id,
+        plan,
+        partial(token_format, session, plan, opened),
+        session.lease,
+        session.journal_directory,
+    )
+
+
+def fan_out(session: Session, store: Store, stop: Stop, meter: Meter, wanted: Wanted) -> FanOut:
+    """Return the fan-out of this process."""
+    settings = session.config.generate
+    return FanOut(
+        store,
+        RetryPolicy(settings.retry, stop.sleep),
+        meter,
+        stop,
+        failure_rate(session, stop),
+        wanted,
+        wanted.retry,
+        settings.drain_s,
+    )
+
+
+def failure_rate(session: Session, stop: Stop) -> FailureRate:
+    """Return what stops a run in which too many samples fail."""
+    settings = session.config.generate
+    return FailureRate(
+        stop, settings.max_failure_rate, settings.failure_window, settings.failure_minimum
+    )
 
 
 def run_budget(session: Session, store: Store) -> Budget:
@@ -43,9 +88,7 @@ def teacher_budget(session: Session, plan: Plan, store: Store, name: str) -> Bud
     limit = model.teacher_budget_usd(session.config, name)
     if limit is None:
         return None
-    charged = store.charged_picousd(
-        lambda partition: session.teacher_of(plan, plan.run_of(partition)) == name
-    )
+    charged = store.charged_picousd(_asked_of(session, plan, name))
     key = f"{model.teacher_key(session.config, name)}.budget_usd"
     return Budget(money.picousd(limit), charged, key)
 
@@ -59,10 +102,6 @@ def admission(
     tell: Callable[[str], None],
 ) -> Admission:
     """Return the limits of a teacher's endpoints, and the budgets over them."""
-
-    def of(partition: int) -> bool:
-        return session.teacher_of(plan, plan.run_of(partition)) == name
-
     settings, teacher = session.config.generate, session.teachers[name]
     gate = Gate(
         teacher.endpoints,
@@ -76,7 +115,7 @@ def admission(
             longest_cool_off_s=min(settings.retry.longest_wait_s, LONGEST_COOL_OFF_S),
             sticky=_is_sticky(session, name),
         ),
-        earlier=_last_day(store, teacher, of),
+        earlier=_last_day(store, teacher, _asked_of(session, plan, name)),
         tell=tell,
     )
     return LocalAdmission(gate, budgets)
@@ -131,6 +170,11 @@ def token_format(
         tokenizer_name=None if tokenizer is None else tokenizer.name,
         vocabulary_size=None if tokenizer is None else tokenizer.vocabulary_size,
     )
+
+
+def _asked_of(session: Session, plan: Plan, name: str) -> Callable[[int], bool]:
+    """Return what tells whether a partition is a teacher's."""
+    return lambda partition: session.teacher_of(plan, plan.run_of(partition)) == name
 
 
 def _is_sticky(session: Session, name: str) -> bool:

@@ -23,7 +23,6 @@ from corpusgen.config_file import parse_config
 from corpusgen.corpus import Facts
 from corpusgen.errors import CorpusgenError, ExitCode
 from corpusgen.events import Committed, Log
-from corpusgen.fanout import FanOut
 from corpusgen.layout import Layout
 from corpusgen.lease import WatchedLease
 from corpusgen.limits import Admission
@@ -32,9 +31,7 @@ from corpusgen.pipeline import lanes
 from corpusgen.pipeline.asking import make_teachers, tariffs_of
 from corpusgen.pipeline.choosing import Choice, Wanted
 from corpusgen.pipeline.session import Session
-from corpusgen.retry import RetryPolicy
-from corpusgen.stopping import FailureRate, Stop, stop_for
-from corpusgen.store import Store
+from corpusgen.stopping import Stop, stop_for
 from corpusgen.workers.guest import Calls, RemoteAdmission, RemoteMeter, listen
 from corpusgen.workers.host import Host, reason_of
 from corpusgen.workers.messages import Counts, Ended, Mouth, PartCommitted, Said, heard_first
@@ -260,28 +257,9 @@ async def _ask(
     Returns how many answers lacked their logprobs, and which budget or limit was reached.
     """
     session = _session(brief)
-    settings, plan = session.config.generate, session.plan()
-    store = Store(
-        session.layout,
-        session.facts.corpus_id,
-        plan,
-        partial(lanes.token_format, session, plan, session.teachers),
-        session.lease,
-        session.journal_directory,
-    )
-    wanted = Wanted(plan, brief.choice)
-    fan_out = FanOut(
-        store,
-        RetryPolicy(settings.retry, stop.sleep),
-        meter,
-        stop,
-        FailureRate(
-            stop, settings.max_failure_rate, settings.failure_window, settings.failure_minimum
-        ),
-        wanted,
-        wanted.retry,
-        settings.drain_s,
-    )
+    plan = session.plan()
+    store = lanes.open_store(session, plan, session.teachers)
+    fan_out = lanes.fan_out(session, store, stop, meter, Wanted(plan, brief.choice))
     asked = brief.assignment.by_teacher
     try:
         for name in asked:
